@@ -1,0 +1,44 @@
+"""The base of every model of this room, and the bounded types they are made of."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+
+class Model(BaseModel):
+    """Frozen; camelCase on the wire, snake_case in Python; unknown fields are ignored.
+
+    Ignored, not refused: the API server prunes what the CRD doesn't know, and an older process must be able to read what a newer
+    one wrote.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=to_camel, populate_by_name=True, extra="ignore", allow_inf_nan=False
+    )
+
+    def wire(self) -> dict[str, Any]:
+        """The JSON-ready form: camelCase, without fields that are None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+# Every string and list of the API is bounded: unbounded ones make CEL rules too costly for the API server and status too big for etcd.
+Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+LongText = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+DnsLabel = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+DnsName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^/")]
+ImageReference = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^\S+$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+VariantName = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+MetricName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z][a-z0-9_]*$")]
+Seconds = Annotated[int, Field(ge=0, le=31_536_000)]
+PositiveSeconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+class Metric(Model):
+    """One measured number, as a string with a fixed number of digits: floats are not round-trip safe in Kubernetes objects."""
+
+    name: MetricName
+    value: Annotated[str, StringConstraints(min_length=1, max_length=32)]

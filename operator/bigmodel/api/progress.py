@@ -1,0 +1,117 @@
+"""What training pods say, to each other's launcher and to the controller. All of it is untrusted input to the reader: bounded here.
+
+rank → launcher: `RankReport`, one JSON datagram on the socket ENV_REPORT_SOCKET.
+launcher of index 0 → controller: `Progress`, the answer of GET :8270/v1/progress.
+launcher → controller: `LastWord`, the termination message, at most LAST_WORD_BYTES of JSON (the kubelet cuts at 4096 bytes).
+"""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from bigmodel.api.model import Digest, LongText, Metric, Model, Text, VariantName
+
+LAST_WORD_BYTES = 3584
+PROGRESS_BYTES = 65536
+
+Step = Annotated[int, Field(ge=0, le=10**12)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class RunPhase(StrEnum):
+    """What a rank is doing. The heartbeat watch is armed in TRAINING only."""
+
+    STARTING = "Starting"  # imports, process group, data, model, compile; before the first step
+    TRAINING = "Training"
+    CHECKPOINTING = "Checkpointing"
+    PUBLISHING = "Publishing"  # export, golden samples, upload
+    DONE = "Done"
+
+
+class ArtifactVariant(Model):
+    name: VariantName
+    size_bytes: Annotated[int, Field(ge=0)]
+    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    offered: bool = True
+    message: Text | None = None  # why it is not offered
+
+
+class ArtifactSummary(Model):
+    """What was published. `variant` is the one that a service takes by default."""
+
+    uri: LongText
+    digest: Digest
+    size_bytes: Annotated[int, Field(ge=0)]
+    variant: VariantName
+    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    variants: Annotated[list[ArtifactVariant], Field(max_length=8)] = []
+
+
+class RankReport(Model):
+    """One rank's heartbeat and news. Sent at each step at most every 100 ms, and at each change of phase."""
+
+    rank: Annotated[int, Field(ge=0)]
+    generation: Annotated[int, Field(ge=1)]
+    phase: RunPhase
+    step: Step = 0
+    total_steps: Step = 0
+    in_collective: bool = False
+    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    artifact: ArtifactSummary | None = None
+
+
+class ErrorReport(Model):
+    """The first failure of a generation: the culprit, not those who died of it."""
+
+    rank: int
+    index: int
+    exit_code: int  # 128 + signal when killed by one
+    signal: Text | None = None
+    message: LongText
+    traceback: Annotated[str, StringConstraints(max_length=4096)] | None = None
+
+
+class Incident(Model):
+    """One ended generation."""
+
+    at: NonNegative  # seconds since the epoch, the launcher's clock
+    generation: int
+    cause: Text
+    rank: int | None = None
+    exit_code: int | None = None
+    message: LongText
+    resumed_from_step: Step | None = None
+    recovery_seconds: NonNegative | None = None
+
+
+class Progress(Model):
+    uid: Text
+    attempt: int
+    generation: int
+    phase: RunPhase
+    step: Step
+    total_steps: Step
+    steps_per_second: NonNegative = 0.0
+    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    program_restarts: int = 0
+    hang_restarts: int = 0
+    incidents: Annotated[list[Incident], Field(max_length=10)] = []
+    updated_at: NonNegative  # seconds since the epoch, the launcher's clock
+    first_step_at: NonNegative | None = None
+
+
+class LastWord(Model):
+    """A pod's termination message. `artifact` only from index 0."""
+
+    uid: Text
+    attempt: int
+    generation: int
+    index: int
+    exit_code: int
+    step: Step = 0
+    program_restarts: int = 0
+    hang_restarts: int = 0
+    error: ErrorReport | None = None
+    artifact: ArtifactSummary | None = None
+    progress: Progress | None = None
