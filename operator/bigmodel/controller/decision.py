@@ -1,0 +1,128 @@
+"""What a reconciler decides and the engine executes: plain values, so that deciding needs no cluster and executing needs no rule.
+
+The engine executes a Decision in this order: relabel, create, apply, delete; then one status write if it differs; then the events.
+A decision that raises a counter (attempt, restarts, replacements) carries no acts: the counter is written first, and the next pass,
+which starts at once, acts on what it finds written. A crash between the two loses nothing and counts nothing twice.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+Manifest = dict[str, Any]  # one Kubernetes object as JSON
+
+
+@dataclass(frozen=True)
+class ResourceKind:
+    """A kind of the API server. `plural` and `api_version` make its path."""
+
+    kind: str
+    api_version: str
+    plural: str
+    namespaced: bool = True
+
+
+POD = ResourceKind("Pod", "v1", "pods")
+SERVICE = ResourceKind("Service", "v1", "services")
+ENDPOINT_SLICE = ResourceKind("EndpointSlice", "discovery.k8s.io/v1", "endpointslices")
+POD_GROUP = ResourceKind("PodGroup", "scheduling.k8s.io/v1beta1", "podgroups")
+DEPLOYMENT = ResourceKind("Deployment", "apps/v1", "deployments")
+NETWORK_POLICY = ResourceKind("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
+POD_DISRUPTION_BUDGET = ResourceKind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
+CONTROLLER_REVISION = ResourceKind("ControllerRevision", "apps/v1", "controllerrevisions")
+HTTP_ROUTE = ResourceKind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+NODE = ResourceKind("Node", "v1", "nodes", namespaced=False)
+BIG_MODEL_JOB = ResourceKind("BigModelJob", "bigmodel.io/v1alpha1", "bigmodeljobs")
+BIG_MODEL_SERVICE = ResourceKind("BigModelService", "bigmodel.io/v1alpha1", "bigmodelservices")
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """One object that is reconciled."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """A child to delete, by UID: the engine reads it live first and sends the UID as a precondition."""
+
+    kind: ResourceKind
+    name: str
+    uid: str
+    grace_seconds: int | None = None  # None: the object's own
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Labels to set on a child, by UID."""
+
+    kind: ResourceKind
+    name: str
+    uid: str
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the object's story: sent once for each transition. `about` makes its name deterministic within the object."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    note: str  # at most 1024 bytes; the recorder cuts
+    about: str  # what this transition is, e.g. "a1-started": the same text is the same event
+    action: str = "Reconcile"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`status` is the complete wanted status (camelCase JSON), None to leave it as it is."""
+
+    relabel: tuple[Relabel, ...] = ()
+    create: tuple[Manifest, ...] = ()  # by deterministic name; an existing one of ours is success, a foreign one raises NameTaken
+    apply: tuple[Manifest, ...] = ()  # later changes: server-side apply, skipped when the hash annotation already matches
+    delete: tuple[Deletion, ...] = ()
+    status: Manifest | None = None
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None  # seconds; None: only when something changes
+    again: bool = False  # reconcile at once after the status write: a counter was raised
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The API server refused a child (422, 403, quota): what to tell the user."""
+
+    manifest_kind: str
+    name: str
+    code: int
+    message: str
+    at: datetime
+
+
+@dataclass(frozen=True)
+class Children:
+    """Objects whose controller owner is the reconciled object, by kind name, as the reflectors last saw them."""
+
+    by_kind: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
+
+    def of(self, kind: ResourceKind) -> tuple[Manifest, ...]:
+        return self.by_kind.get(kind.kind, ())
+
+
+class Reconciler(Protocol):
+    """One resource's rules, as the engine calls them."""
+
+    kind: ResourceKind
+    children: tuple[ResourceKind, ...]  # kinds it owns: each gets a reflector, a change queues the owner
+
+    async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> Any:
+        """Collect facts into an immutable snapshot. May read caches and other objects; never writes.
+
+        `rejections` are the children of this object that the API server refused in the last pass.
+        """
+
+    def decide(self, snapshot: Any, now: datetime) -> Decision:
+        """Pure: the same snapshot and time give the same decision. Raises nothing for bad user input: that is a condition."""

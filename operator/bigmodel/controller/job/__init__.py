@@ -1,0 +1,1 @@
+"""BigModelJob: observe.py (facts) → decide.py (pure) → build.py (pure manifests), and one file for each rule that decide calls."""
