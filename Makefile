@@ -21,7 +21,7 @@ $(UV):
 .venv/.done: pyproject.toml requirements/constraints.txt | $(UV)
 	@echo "==> Python environment .venv"
 	@test -x $(PYTHON) || $(UV) venv -q .venv
-	@$(UV) pip install -q --python $(PYTHON) -c requirements/constraints.txt -e '.[controller,trainer,datasets,server,cli]' --group test --group lint
+	@$(UV) pip install -q --python $(PYTHON) -c requirements/constraints.txt -e '.[controller,trainer,datasets,server]' --group test --group lint
 	@touch $@
 
 .PHONY: venv lock
@@ -29,3 +29,36 @@ venv: .venv/.done ## Make the Python environment of the tests and the command li
 lock: | $(UV) ## Renew requirements/constraints.txt from pyproject.toml
 	@{ echo '# Made by `make lock` from pyproject.toml: one version of every package for every image and test, no hosts.'; \
 	  UV_FIND_LINKS= $(UV) pip compile -q pyproject.toml --all-extras --group test --group lint --universal --no-header --no-annotate --no-emit-index-url; } > requirements/constraints.txt
+
+.PHONY: up down demo env images
+up: venv ## Start the local cluster (two real nodes) with the operator installed
+	@$(PYTHON) -m tests.cluster up
+	@$(PYTHON) -m tests.demo install
+down: venv ## Take the local cluster down
+	@$(PYTHON) -m tests.cluster down
+env: ## Print the shell lines that reach the local cluster
+	@$(PYTHON) -m tests.cluster env
+images: venv ## Build the images and load them into the local cluster
+	@$(PYTHON) -m tests.cluster images
+demo: up ## Train BigModel on two nodes, serve it on Triton, ask it by HTTP and gRPC
+	@$(PYTHON) -m tests.demo run
+
+.PHONY: generate verify lint unit api e2e test
+generate: venv ## Write crds/ and the chart's copy from the models
+	@$(PYTHON) -m bigmodel.api.crd
+verify: venv ## Fail if a generated file differs from its source
+	@$(PYTHON) -m bigmodel.api.crd --check
+lint: venv ## Style, types and the import contracts
+	@.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
+	@.venv/bin/mypy
+	@PYTHONPATH=operator .venv/bin/lint-imports --no-timing 2>&1 | tail -n 15
+unit: venv ## Pure functions and single processes, seconds
+	@$(PYTHON) -m tests.cluster prepare
+	@$(PYTHON) -m pytest tests/unit
+api: venv ## Against a real API server without nodes
+	@$(PYTHON) -m tests.cluster prepare
+	@$(PYTHON) -m pytest tests/api
+e2e: up ## On the local cluster: real pods, real Triton, real S3
+	@$(PYTHON) -m pytest tests/e2e
+test: lint verify ## Everything: what CI runs
+	@$(MAKE) --no-print-directory unit api e2e
