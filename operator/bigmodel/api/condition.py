@@ -2,11 +2,14 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
 from bigmodel.api.model import Model
+
+# Server-side apply merges conditions by their type.
+MAP_BY_TYPE: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
 
 
 class Condition(Model):
@@ -25,7 +28,10 @@ class Condition(Model):
 
 
 class JobCondition(StrEnum):
-    """All but the last three stand from the first visit on, Unknown where not known. The last three appear only when True and stay."""
+    """All but the last three stand from the first visit on, Unknown where not known.
+
+    The last three appear only when True and stay.
+    """
 
     ACCEPTED = "Accepted"
     ADMITTED = "Admitted"
@@ -40,6 +46,8 @@ class JobCondition(StrEnum):
 
 
 class ServiceCondition(StrEnum):
+    """All stand from the first visit on, Unknown where not known."""
+
     READY = "Ready"
     ACCEPTED = "Accepted"
     SOURCE_AVAILABLE = "SourceAvailable"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from bigmodel.api.condition import Condition
+from bigmodel.api.condition import MAP_BY_TYPE, Condition
 from bigmodel.api.model import (
     AbsolutePath,
     Digest,
@@ -24,6 +24,7 @@ from bigmodel.api.pod import (
     EnvFromSource,
     EnvVar,
     LocalObject,
+    NodeSelector,
     PodMetadata,
     Quantity,
     Resources,
@@ -39,13 +40,21 @@ DataUri = Annotated[str, StringConstraints(min_length=8, max_length=1024, patter
 Parameters = Annotated[
     dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}, max_length=64)
 ]
+# Server-side apply merges such a list by the name of its elements.
+MAP_BY_NAME: dict[str, Any] = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}
+# A count, or `auto` where the operator can tell.
+Count = Annotated[
+    Annotated[int, Field(ge=1, le=65536)] | Literal["auto"],
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
 
 
 class Data(Model):
     uri: Annotated[
         DataUri,
         Field(
-            description="Training data: dataset://NAME (ships with the trainer image), pvc://CLAIM/PATH or s3://BUCKET/PATH."
+            description="Training data: dataset://NAME (ships with the trainer image), pvc://CLAIM/PATH "
+            "or s3://BUCKET/PATH."
         ),
     ] = "dataset://diabetes"
 
@@ -58,12 +67,13 @@ class Optimizer(Model):
     learning_rate: Annotated[float, Field(gt=0, le=100, description="Step size, before the schedule.")] = 0.001
     parameters: Annotated[
         Parameters, Field(description="Further arguments of the torch optimizer, for example {weight_decay: 0.01}.")
-    ] = {}
+    ] = Field(default_factory=dict)
 
 
 class Schedule(Model):
     name: Annotated[
-        Literal["constant", "cosine", "linear"], Field(description="How the learning rate goes on after the warm-up.")
+        Literal["constant", "cosine", "linear"],
+        Field(description="How the learning rate goes on after the warm-up; cosine and linear end at 0."),
     ] = "constant"
     warmup_steps: Annotated[int, Field(ge=0, le=10**9, description="Steps of linear warm-up from 0.")] = 0
 
@@ -85,14 +95,18 @@ class Recipe(Model):
     ]
     parameters: Annotated[
         Parameters, Field(description="Arguments of the recipe, for example {hidden: [2000, 4000]} for mlp.")
-    ] = {}
-    data: Annotated[Data | None, Field(description="Default: the recipe's own data set.")] = None
+    ] = Field(default_factory=dict)
+    data: Annotated[
+        Data | None, Field(description="What to train on. Default: the recipe's own data set, diabetes for mlp.")
+    ] = None
     loss: Annotated[
         Literal["mse", "mae", "huber", "cross-entropy", "bce"] | None,
-        Field(description="Default: the recipe's own, mse for mlp."),
+        Field(description="What is minimised. Default: the recipe's own, mse for mlp."),
     ] = None
-    optimizer: Annotated[Optimizer, Field(description="Default: Adam with learning rate 0.001.")] = Optimizer()
-    schedule: Annotated[Schedule, Field(description="Default: a constant learning rate.")] = Schedule()
+    optimizer: Annotated[
+        Optimizer, Field(description="How the parameters move. Default: Adam with learning rate 0.001.")
+    ] = Optimizer()
+    schedule: Annotated[Schedule, Field(description="How the learning rate moves. Default: it does not.")] = Schedule()
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], Field(description="Number format of the forward and backward pass.")
     ] = "fp32"
@@ -103,7 +117,7 @@ class Recipe(Model):
     ] = 1
     clip_norm: Annotated[
         float,
-        Field(ge=0, le=1e9, description="Largest L2 norm of the gradient over all parameters; 0 turns clipping off."),
+        Field(ge=0, le=1e9, description="Largest L2 norm of the gradient over all parameters; 0: no clipping."),
     ] = 0.0
     activation_checkpointing: Annotated[
         bool, Field(description="Recompute activations in the backward pass to save memory.")
@@ -113,11 +127,16 @@ class Recipe(Model):
     steps: Annotated[
         int | None,
         Field(
-            ge=1, le=10**9, description="Updates to make. Exactly one of steps and epochs; default: the recipe's own."
+            ge=1, le=10**9, description="Updates to make. At most one of steps and epochs; default: the recipe's own."
         ),
     ] = None
-    epochs: Annotated[int | None, Field(ge=1, le=10**6, description="Passes over the training data.")] = None
-    target: Annotated[Target | None, Field(description="End early, as a success, once a metric is good enough.")] = None
+    epochs: Annotated[
+        int | None, Field(ge=1, le=10**6, description="Passes over the training data, in place of steps.")
+    ] = None
+    target: Annotated[
+        Target | None,
+        Field(description="End early, as a success, for example {metric: val_mse, atMost: 2900}. Default: never."),
+    ] = None
 
 
 class Script(Model):
@@ -127,7 +146,9 @@ class Script(Model):
         DnsName | None,
         Field(description="ConfigMap in the same namespace whose keys are files of the working directory."),
     ] = None
-    path: Annotated[AbsolutePath | None, Field(description="Directory in the image or on a mounted volume.")] = None
+    path: Annotated[
+        AbsolutePath | None, Field(description="Directory in the image or on a mounted volume, for example /code.")
+    ] = None
     entrypoint: Annotated[Text, Field(description="Python file inside it, for example train.py.")]
 
 
@@ -135,11 +156,7 @@ class Parallelism(Model):
     """The device mesh. The product of all four is the world size, nodes × processesPerNode."""
 
     data: Annotated[
-        int | Literal["auto"],
-        Field(
-            description="Replicas of the model (DDP). auto: what the other three leave of the world size.",
-            json_schema_extra={"x-kubernetes-int-or-string": True},
-        ),
+        Count, Field(description="Replicas of the model (DDP). auto: what the other three leave of the world size.")
     ] = "auto"
     shard: Annotated[
         int,
@@ -157,7 +174,8 @@ class Scheduling(Model):
     gang: Annotated[
         Literal["auto", "podGroup", "none"],
         Field(
-            description="All pods or none. auto: a native PodGroup where the cluster serves it, else create all with a deadline."
+            description="All pods or none. auto: a native PodGroup where the cluster serves it, else create all "
+            "with a deadline."
         ),
     ] = "auto"
     start_deadline_seconds: Annotated[
@@ -166,7 +184,8 @@ class Scheduling(Model):
     topology_key: Annotated[
         Text | None,
         Field(
-            description="Node label within whose one value all pods must be, for example topology.kubernetes.io/zone."
+            description="Node label within whose one value all pods must be, for example "
+            "topology.kubernetes.io/zone. Default: anywhere."
         ),
     ] = None
 
@@ -178,7 +197,9 @@ class Checkpoint(Model):
             description="Save this often, in seconds. At most one of everySeconds, everySteps and auto; default: 600."
         ),
     ] = None
-    every_steps: Annotated[int | None, Field(ge=1, le=10**9, description="Save every so many steps.")] = None
+    every_steps: Annotated[
+        int | None, Field(ge=1, le=10**9, description="Save every so many steps, in place of everySeconds.")
+    ] = None
     auto: Annotated[
         bool | None,
         Field(description="Choose the interval from the measured cost of a save and the failures seen (Young/Daly)."),
@@ -194,7 +215,10 @@ class FailureRule(Model):
 
     on_exit_codes: Annotated[
         list[Annotated[int, Field(ge=1, le=255)]] | None,
-        Field(max_length=64, description="Exit codes of the first failing rank that match; 128 + N is signal N."),
+        Field(
+            max_length=64,
+            description="Exit codes of the first failing rank that match; 128 + N is signal N. Default: all.",
+        ),
     ] = None
     action: Annotated[
         Literal["FailJob", "Restart", "RestartAndIgnore"],
@@ -213,13 +237,17 @@ class FailurePolicy(Model):
         Field(
             ge=5,
             le=86400,
-            description="Seconds without a step after which the gang counts as hung: evidence is taken, then it is restarted.",
+            description="Seconds without a step after which the gang counts as hung: evidence is taken, then it is "
+            "restarted.",
         ),
     ] = 600
-    rules: Annotated[list[FailureRule], Field(max_length=32, description="What to do by exit code, in order.")] = []
+    rules: Annotated[
+        list[FailureRule],
+        Field(max_length=32, description="What to do by exit code; the first match wins. Default: restart."),
+    ] = Field(default_factory=list)
 
 
-class Metrics(Model):
+class AllowedDrop(Model):
     metric: Annotated[MetricName, Field(description="A metric the recipe reports.")]
     relative: Annotated[
         float, Field(ge=0, le=1, description="Largest allowed loss as a share of the trained model's value.")
@@ -231,9 +259,9 @@ class Quantize(Model):
         Literal["dynamic-int8", "weight-only-int8", "static-int8", "float8"],
         Field(description="How weights and activations are made smaller."),
     ]
-    max_drop: Annotated[Metrics | None, Field(description="A variant that loses more is not offered to services.")] = (
-        None
-    )
+    max_drop: Annotated[
+        AllowedDrop | None, Field(description="A variant that loses more is not offered to services.")
+    ] = None
 
 
 class Teacher(Model):
@@ -247,14 +275,14 @@ class Distill(Model):
     teacher: Annotated[Teacher, Field(description="Default: the job's own model.")] = Teacher()
     student: Annotated[
         Parameters, Field(description="Recipe parameters of the smaller model, for example {hidden: [256, 256]}.")
-    ] = {}
+    ] = Field(default_factory=dict)
     temperature: Annotated[
         float, Field(gt=0, le=100, description="Softens the teacher's answers (Hinton et al. 2015).")
     ] = 2.0
     alpha: Annotated[float, Field(ge=0, le=1, description="Weight of the teacher's answers against the labels.")] = 0.5
-    max_drop: Annotated[Metrics | None, Field(description="A student that loses more is not offered to services.")] = (
-        None
-    )
+    max_drop: Annotated[
+        AllowedDrop | None, Field(description="A student that loses more is not offered to services.")
+    ] = None
 
 
 class Variant(Model):
@@ -268,17 +296,28 @@ class Variant(Model):
 class Output(Model):
     optimize: Annotated[
         list[Variant],
-        Field(max_length=8, description="Variants made after training, each evaluated on the validation data."),
-    ] = []
+        Field(
+            max_length=8,
+            description="Variants made after training, each evaluated on the validation data. Default: none.",
+            json_schema_extra=MAP_BY_NAME,
+        ),
+    ] = Field(default_factory=list)
     golden: Annotated[
         Literal["validation", "random", "none"],
         Field(
-            description="Samples kept with the model to verify every server: real validation inputs, random inputs, or none (only shape, dtype and finiteness are checked)."
+            description="Samples kept with the model to verify every server: real validation inputs, random inputs, "
+            "or none (only shape, dtype and finiteness are checked)."
         ),
     ] = "validation"
     export: Annotated[
-        list[Literal["torch", "aoti", "onnx"]], Field(min_length=1, max_length=3, description="Program formats.")
-    ] = ["torch"]
+        list[Literal["torch", "aoti", "onnx"]],
+        Field(
+            min_length=1,
+            max_length=3,
+            description="Program formats: torch.export, AOTInductor, ONNX.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = Field(default=["torch"])
     serve: Annotated[
         VariantName, Field(description="The variant a service takes: `default`, or a name from optimize.")
     ] = "default"
@@ -286,51 +325,93 @@ class Output(Model):
 
 class JobSpec(Model):
     framework: Annotated[
-        Literal["pytorch", "tensorflow"], Field(description="Decides which variables a gang gets. Default: pytorch.")
+        Literal["pytorch", "tensorflow"], Field(description="Decides which variables the processes of a gang get.")
     ] = "pytorch"
     recipe: Annotated[
         Recipe | None, Field(description="Training built in. Exactly one of recipe, script and command.")
     ] = None
-    script: Annotated[Script | None, Field(description="Own Python, started by our launcher.")] = None
+    script: Annotated[
+        Script | None, Field(description="Own Python, for example {configMap: my-code, entrypoint: train.py}.")
+    ] = None
     command: Annotated[
         list[LongText] | None,
-        Field(min_length=1, max_length=64, description="Any program in any image; it gets torchrun's variables."),
+        Field(
+            min_length=1,
+            max_length=64,
+            description="Any program in any image, for example [torchrun, train.py]; it gets torchrun's variables.",
+        ),
     ] = None
-    args: Annotated[list[LongText], Field(max_length=256, description="Arguments of script or command.")] = []
+    args: Annotated[list[LongText], Field(max_length=256, description="Arguments of script or command.")] = Field(
+        default_factory=list
+    )
     image: Annotated[
         ImageReference | None, Field(description="Container image. Default: the chart's trainer image.")
     ] = None
     image_pull_policy: Annotated[
-        Literal["Always", "IfNotPresent", "Never"] | None, Field(description="Default: Kubernetes' own rule.")
+        Literal["Always", "IfNotPresent", "Never"] | None,
+        Field(description="When the image is pulled. Default: Kubernetes' own rule."),
     ] = None
     image_pull_secrets: Annotated[
-        list[LocalObject], Field(max_length=16, description="Secrets with registry logins.")
-    ] = []
+        list[LocalObject],
+        Field(
+            max_length=16,
+            description="Secrets with registry logins, for example [{name: registry-login}].",
+            json_schema_extra=MAP_BY_NAME,
+        ),
+    ] = Field(default_factory=list)
     working_dir: Annotated[
         AbsolutePath | None, Field(description="Directory the program starts in. Default: the image's.")
     ] = None
-    nodes: Annotated[int, Field(ge=1, le=1000, description="Pods of the gang. To stop a job, suspend it.")] = 1
-    processes_per_node: Annotated[
-        int | Literal["auto"],
-        Field(
-            description="Ranks in each pod. auto: the pod's GPUs, else 1.",
-            json_schema_extra={"x-kubernetes-int-or-string": True},
-        ),
-    ] = "auto"
-    resources: Annotated[Resources | None, Field(description="Compute resources of each pod.")] = None
-    parallelism: Annotated[Parallelism, Field(description="Default: data parallel over all ranks.")] = Parallelism()
+    nodes: Annotated[
+        int, Field(ge=1, le=1000, description="Pods of the gang. To stop a job, suspend or delete it.")
+    ] = 1
+    processes_per_node: Annotated[Count, Field(description="Ranks in each pod. auto: the pod's GPUs, else 1.")] = "auto"
+    resources: Annotated[
+        Resources | None, Field(description="Compute resources of each pod. Default: none asked for.")
+    ] = None
+    parallelism: Annotated[
+        Parallelism, Field(description="The device mesh. Default: data parallel over all ranks.")
+    ] = Parallelism()
     env: Annotated[
-        list[EnvVar], Field(max_length=256, description="Environment of every process of every attempt.")
-    ] = []
+        list[EnvVar],
+        Field(
+            max_length=256,
+            description="Environment of every process, for example [{name: NCCL_DEBUG, value: INFO}].",
+            json_schema_extra=MAP_BY_NAME,
+        ),
+    ] = Field(default_factory=list)
     env_from: Annotated[
-        list[EnvFromSource], Field(max_length=32, description="Whole Secrets or ConfigMaps as environment.")
-    ] = []
-    volumes: Annotated[list[Volume], Field(max_length=32, description="Volumes of each pod.")] = []
-    volume_mounts: Annotated[list[VolumeMount], Field(max_length=32, description="Where they are seen.")] = []
-    node_selector: Annotated[dict[str, str], Field(max_length=32, description="Labels a node must have.")] = {}
-    tolerations: Annotated[list[Toleration], Field(max_length=32, description="Taints the pods tolerate.")] = []
-    priority_class_name: Annotated[DnsName | None, Field(description="PriorityClass of the pods.")] = None
-    scheduler_name: Annotated[DnsName | None, Field(description="Default: default-scheduler.")] = None
+        list[EnvFromSource],
+        Field(max_length=32, description="Whole Secrets or ConfigMaps as environment; env wins over them."),
+    ] = Field(default_factory=list)
+    volumes: Annotated[
+        list[Volume],
+        Field(
+            max_length=32,
+            description="Volumes of each pod, for example [{name: data, persistentVolumeClaim: {claimName: data}}].",
+            json_schema_extra=MAP_BY_NAME,
+        ),
+    ] = Field(default_factory=list)
+    volume_mounts: Annotated[
+        list[VolumeMount],
+        Field(
+            max_length=32,
+            description="Where volumes are seen, for example [{name: data, mountPath: /data}].",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["mountPath"]},
+        ),
+    ] = Field(default_factory=list)
+    node_selector: Annotated[
+        NodeSelector, Field(max_length=32, description="Labels a node must have. Default: any node.")
+    ] = Field(default_factory=dict)
+    tolerations: Annotated[
+        list[Toleration], Field(max_length=32, description="Taints of nodes that the pods tolerate.")
+    ] = Field(default_factory=list)
+    priority_class_name: Annotated[
+        DnsName | None, Field(description="PriorityClass of the pods. Default: the cluster's.")
+    ] = None
+    scheduler_name: Annotated[DnsName | None, Field(description="Who places the pods. Default: default-scheduler.")] = (
+        None
+    )
     service_account_name: Annotated[
         DnsName | None, Field(description="Identity of the pods; its token is not mounted. Default: default.")
     ] = None
@@ -358,7 +439,8 @@ class JobSpec(Model):
     active_deadline_seconds: Annotated[
         PositiveSeconds | None,
         Field(
-            description="Seconds a started job may take; the clock does not run while suspended and begins anew at resume."
+            description="Seconds a started job may take; the clock stands while suspended and begins anew at resume. "
+            "Default: no limit."
         ),
     ] = None
     ttl_seconds_after_finished: Annotated[
@@ -378,7 +460,9 @@ class Progress(Model):
     summary: Annotated[Text, Field(description="For people, for example 62%.")]
     steps_per_second: Annotated[Text | None, Field(description="Over the last report.")] = None
     eta_seconds: Annotated[int | None, Field(ge=0, description="Seconds to the last step at this speed.")] = None
-    metrics: Annotated[list[Metric], Field(max_length=8, description="Newest values, for example loss.")] = []
+    metrics: Annotated[list[Metric], Field(max_length=8, description="Newest values, for example loss.")] = Field(
+        default_factory=list
+    )
     loss: Annotated[Text | None, Field(description="Newest loss, for the printer column.")] = None
     updated_at: Annotated[datetime, Field(description="When the pod was last asked.")]
 
@@ -409,7 +493,7 @@ class NodeCounts(Model):
 
 
 class JobIncident(Model):
-    at: Annotated[datetime, Field(description="When.")]
+    at: Annotated[datetime, Field(description="When it happened.")]
     attempt: Annotated[int, Field(ge=1, description="In which attempt.")]
     cause: Annotated[Text, Field(description="One CamelCase word: ProgramError, NodeLost, Evicted, OOMKilled, Hang.")]
     rank: Annotated[int | None, Field(description="First failing rank.")] = None
@@ -466,21 +550,28 @@ class JobStatus(Model):
         Field(description="For people; derived from the conditions, never an input."),
     ] = None
     conditions: Annotated[
-        list[Condition], Field(max_length=16, description="What is true of the job, each with reason and advice.")
-    ] = []
+        list[Condition],
+        Field(
+            max_length=16,
+            description="What is true of the job, each with reason and advice.",
+            json_schema_extra=MAP_BY_TYPE,
+        ),
+    ] = Field(default_factory=list)
     message: Annotated[LongText | None, Field(description="One sentence: what is happening, and what to do.")] = None
     attempt: Annotated[int, Field(ge=0, description="Gangs started so far.")] = 0
     restarts: Annotated[Restarts, Field(description="Restarts so far, by cause.")] = Restarts()
-    replacements: Annotated[
-        list[Replacement], Field(max_length=1000, description="Pods replaced in this attempt.")
-    ] = []
+    replacements: Annotated[list[Replacement], Field(max_length=1000, description="Pods replaced in this attempt.")] = (
+        Field(default_factory=list)
+    )
     nodes: Annotated[NodeCounts | None, Field(description="Pods of the current attempt.")] = None
     selector: Annotated[Text | None, Field(description="Label selector of the pods, for the scale subresource.")] = None
     resolved: Annotated[Resolved | None, Field(description="Defaults as pinned at the first start.")] = None
     progress: Annotated[Progress | None, Field(description="How far training is.")] = None
     checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
     goodput: Annotated[Goodput | None, Field(description="Where the time went.")] = None
-    incidents: Annotated[list[JobIncident], Field(max_length=10, description="The last ten failures.")] = []
+    incidents: Annotated[list[JobIncident], Field(max_length=10, description="The last ten failures.")] = Field(
+        default_factory=list
+    )
     artifact: Annotated[ArtifactStatus | None, Field(description="What was published.")] = None
     start_time: Annotated[datetime | None, Field(description="When the first gang was created.")] = None
     running_time: Annotated[datetime | None, Field(description="When all pods first ran.")] = None

@@ -1,8 +1,8 @@
-"""What training pods say, to each other's launcher and to the controller. All of it is untrusted input to the reader: bounded here.
+"""What training pods say, to each other's launcher and to the controller. Untrusted input to the reader: bounded here.
 
 rank → launcher: `RankReport`, one JSON datagram on the socket ENV_REPORT_SOCKET.
 launcher of index 0 → controller: `Progress`, the answer of GET :8270/v1/progress.
-launcher → controller: `LastWord`, the termination message, at most LAST_WORD_BYTES of JSON (the kubelet cuts at 4096 bytes).
+launcher → controller: `LastWord`, the termination message, ≤ LAST_WORD_BYTES of JSON (the kubelet cuts at 4096 bytes).
 """
 
 from enum import StrEnum
@@ -30,22 +30,28 @@ class RunPhase(StrEnum):
 
 
 class ArtifactVariant(Model):
-    name: VariantName
-    size_bytes: Annotated[int, Field(ge=0)]
-    metrics: Annotated[list[Metric], Field(max_length=8)] = []
-    offered: bool = True
-    message: Text | None = None  # why it is not offered
+    name: Annotated[VariantName, Field(description="Name of the variant.")]
+    size_bytes: Annotated[int, Field(ge=0, description="Size of its files.")]
+    metrics: Annotated[list[Metric], Field(max_length=8, description="Measured on the validation data.")] = Field(
+        default_factory=list
+    )
+    offered: Annotated[bool, Field(description="Whether a service may take it.")] = True
+    message: Annotated[Text | None, Field(description="Why it is not offered.")] = None
 
 
 class ArtifactSummary(Model):
     """What was published. `variant` is the one that a service takes by default."""
 
-    uri: LongText
-    digest: Digest
-    size_bytes: Annotated[int, Field(ge=0)]
-    variant: VariantName
-    metrics: Annotated[list[Metric], Field(max_length=8)] = []
-    variants: Annotated[list[ArtifactVariant], Field(max_length=8)] = []
+    uri: Annotated[LongText, Field(description="Its directory in the store.")]
+    digest: Annotated[Digest, Field(description="Digest of its manifest: names every byte of it.")]
+    size_bytes: Annotated[int, Field(ge=0, description="Size of all files.")]
+    variant: Annotated[VariantName, Field(description="The variant a service takes by default.")]
+    metrics: Annotated[list[Metric], Field(max_length=8, description="Of that variant, on the validation data.")] = (
+        Field(default_factory=list)
+    )
+    variants: Annotated[list[ArtifactVariant], Field(max_length=8, description="All variants.")] = Field(
+        default_factory=list
+    )
 
 
 class RankReport(Model):
@@ -57,7 +63,7 @@ class RankReport(Model):
     step: Step = 0
     total_steps: Step = 0
     in_collective: bool = False
-    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    metrics: Annotated[list[Metric], Field(max_length=8)] = Field(default_factory=list)
     artifact: ArtifactSummary | None = None
 
 
@@ -93,10 +99,10 @@ class Progress(Model):
     step: Step
     total_steps: Step
     steps_per_second: NonNegative = 0.0
-    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    metrics: Annotated[list[Metric], Field(max_length=8)] = Field(default_factory=list)
     program_restarts: int = 0
     hang_restarts: int = 0
-    incidents: Annotated[list[Incident], Field(max_length=10)] = []
+    incidents: Annotated[list[Incident], Field(max_length=10)] = Field(default_factory=list)
     updated_at: NonNegative  # seconds since the epoch, the launcher's clock
     first_step_at: NonNegative | None = None
 

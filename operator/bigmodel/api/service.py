@@ -5,21 +5,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from bigmodel.api.condition import Condition
-from bigmodel.api.job import DataUri
+from bigmodel.api.condition import MAP_BY_TYPE, Condition
+from bigmodel.api.job import MAP_BY_NAME, DataUri
 from bigmodel.api.model import (
     Digest,
     DnsName,
     ImageReference,
+    LabelValue,
     LongText,
     MetricName,
     Model,
     PositiveSeconds,
+    ResourceKey,
+    ResourceName,
     Seconds,
     Text,
     VariantName,
 )
-from bigmodel.api.pod import LocalObject, Resources, Toleration
+from bigmodel.api.pod import LocalObject, NodeSelector, Resources, Toleration
 from bigmodel.api.store import Store
 
 ModelName = Annotated[
@@ -30,15 +33,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class FromJob(Model):
     name: Annotated[
-        DnsName,
+        ResourceName,
         Field(
-            description="BigModelJob in the same namespace; its published artefact is followed, also of a re-created job."
+            description="BigModelJob in the same namespace; its published artefact is followed, also that of a job "
+            "made anew under this name."
         ),
     ]
 
 
 class LabelSelector(Model):
-    match_labels: Annotated[dict[str, str], Field(min_length=1, max_length=16, description="Labels a job must have.")]
+    match_labels: Annotated[
+        dict[ResourceKey, LabelValue],
+        Field(min_length=1, max_length=16, description="Labels a job must have, for example {model: mlp}."),
+    ]
 
 
 class Best(Model):
@@ -55,7 +62,9 @@ class FromJobs(Model):
 
 
 class ArtifactSource(Model):
-    uri: Annotated[LongText, Field(description="Directory of the artefact, s3://… or a path below the store's volume.")]
+    uri: Annotated[
+        LongText, Field(description="Directory of the artefact, as status.artifact.uri of its job shows it.")
+    ]
     digest: Annotated[Digest, Field(description="Digest of its manifest.")]
     store: Annotated[Store | None, Field(description="Store it lies in. Default: the chart's.")] = None
 
@@ -64,7 +73,9 @@ class ModelSource(Model):
     name: Annotated[
         ModelName | None, Field(description="What clients call. Default: the service's name. Immutable.")
     ] = None
-    variant: Annotated[VariantName | None, Field(description="Which variant. Default: the job's output.serve.")] = None
+    variant: Annotated[
+        VariantName | None, Field(description="Which variant of it, for example int8. Default: the job's output.serve.")
+    ] = None
     from_job: Annotated[
         FromJob | None, Field(description="Follow one job by name. Exactly one of fromJob, fromJobs and artifact.")
     ] = None
@@ -75,16 +86,25 @@ class ModelSource(Model):
 class Server(Model):
     image: Annotated[ImageReference | None, Field(description="Triton image. Default: the chart's.")] = None
     image_pull_secrets: Annotated[
-        list[LocalObject], Field(max_length=16, description="Secrets with registry logins.")
-    ] = []
+        list[LocalObject],
+        Field(
+            max_length=16,
+            description="Secrets with registry logins, for example [{name: registry-login}].",
+            json_schema_extra=MAP_BY_NAME,
+        ),
+    ] = Field(default_factory=list)
     backend: Annotated[
         Literal["auto", "python", "onnxruntime", "aoti"],
         Field(description="Triton backend. auto: what artefact and image offer."),
     ] = "auto"
     replicas: Annotated[int, Field(ge=0, le=1000, description="Pods of the stable revision.")] = 1
     resources: Annotated[Resources | None, Field(description="Compute resources of the Triton container.")] = None
-    node_selector: Annotated[dict[str, str], Field(max_length=32, description="Labels a node must have.")] = {}
-    tolerations: Annotated[list[Toleration], Field(max_length=32, description="Taints the pods tolerate.")] = []
+    node_selector: Annotated[
+        NodeSelector, Field(max_length=32, description="Labels a node must have. Default: any node.")
+    ] = Field(default_factory=dict)
+    tolerations: Annotated[
+        list[Toleration], Field(max_length=32, description="Taints of nodes that the pods tolerate.")
+    ] = Field(default_factory=list)
     service_account_name: Annotated[
         DnsName | None, Field(description="Identity of the pods; its token is not mounted. Default: default.")
     ] = None
@@ -115,12 +135,28 @@ class ParentRef(Model):
 
 class Route(Model):
     parent_refs: Annotated[
-        list[ParentRef], Field(min_length=1, max_length=8, description="Gateways that carry the traffic.")
+        list[ParentRef],
+        Field(
+            min_length=1, max_length=8, description="Gateways that carry the traffic, for example [{name: gateway}]."
+        ),
     ]
-    hostnames: Annotated[list[DnsName], Field(min_length=1, max_length=16, description="Hosts of HTTP and gRPC.")]
+    hostnames: Annotated[
+        list[DnsName],
+        Field(
+            min_length=1,
+            max_length=16,
+            description="Hosts of HTTP and gRPC, for example [mlp.example.com].",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ]
     grpc_hostnames: Annotated[
-        list[DnsName], Field(max_length=16, description="Further hosts for gRPC alone, disjoint from hostnames.")
-    ] = []
+        list[DnsName],
+        Field(
+            max_length=16,
+            description="Further hosts for gRPC alone, disjoint from hostnames. Default: none.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        ),
+    ] = Field(default_factory=list)
 
 
 class ParityGate(Model):
@@ -167,7 +203,9 @@ class OnlineGate(Model):
         Share, Field(description="Share of failed requests that a candidate must stay below.")
     ] = 0.01
     max_error_increase: Annotated[Share, Field(description="Allowed increase over stable's own share.")] = 0.01
-    p99_milliseconds: Annotated[float | None, Field(gt=0, description="Latency objective. Default: none.")] = None
+    p99_milliseconds: Annotated[
+        float | None, Field(gt=0, description="99 of 100 requests must be faster, for example 50. Default: no limit.")
+    ] = None
 
 
 class Gates(Model):
@@ -177,11 +215,19 @@ class Gates(Model):
     parity: Annotated[ParityGate, Field(description="Golden answers of the artefact against those of the server.")] = (
         ParityGate()
     )
-    accuracy: Annotated[list[AccuracyGate], Field(max_length=8, description="Limits on the artefact's metrics.")] = []
+    accuracy: Annotated[
+        list[AccuracyGate],
+        Field(
+            max_length=8,
+            description="Limits on the artefact's metrics, such as {metric: val_mse, goal: minimize, atMost: 3000}.",
+        ),
+    ] = Field(default_factory=list)
     evaluation: Annotated[
-        EvaluationGate | None, Field(description="Limits on own data, measured at the real endpoint.")
+        EvaluationGate | None, Field(description="Limits on own data, measured at the real endpoint. Default: none.")
     ] = None
-    change: Annotated[ChangeGate | None, Field(description="Limit on changed answers.")] = None
+    change: Annotated[
+        ChangeGate | None, Field(description="Limit on changed answers, for example {maxChangedShare: 0.05}.")
+    ] = None
     online: Annotated[OnlineGate, Field(description="Limits under real traffic.")] = OnlineGate()
 
 
@@ -192,14 +238,17 @@ class Pin(Model):
 class Rollout(Model):
     strategy: Annotated[
         Literal["canary", "blueGreen", "recreate"] | None,
-        Field(description="Default: canary with a route, else blueGreen. recreate stops stable first."),
+        Field(
+            description="canary moves shares of traffic, blueGreen all at once, recreate stops stable first. "
+            "Default: canary with a route, else blueGreen."
+        ),
     ] = None
     steps: Annotated[
         list[Annotated[int, Field(ge=1, le=99)]],
-        Field(max_length=16, description="Shares of traffic in percent, rising."),
-    ] = [5, 25, 50]
-    interval_seconds: Annotated[PositiveSeconds, Field(description="Shortest stay at a step.")] = 60
-    deadline_seconds: Annotated[PositiveSeconds, Field(description="Longest time of a rollout.")] = 3600
+        Field(max_length=16, description="Shares of traffic in percent, rising, before the candidate takes all of it."),
+    ] = Field(default=[5, 25, 50])
+    interval_seconds: Annotated[PositiveSeconds, Field(description="Seconds at each step, at least.")] = 60
+    deadline_seconds: Annotated[PositiveSeconds, Field(description="Seconds a rollout may take.")] = 3600
     on_deadline: Annotated[
         Literal["rollback", "promote", "hold"], Field(description="What to do then without a verdict.")
     ] = "rollback"
@@ -210,7 +259,9 @@ class Rollout(Model):
         Seconds, Field(description="Seconds the previous revision is kept warm after promotion.")
     ] = 300
     paused: Annotated[bool, Field(description="Hold the weight; a failing gate still rolls back.")] = False
-    pin: Annotated[Pin | None, Field(description="Roll back to a revision and stay there.")] = None
+    pin: Annotated[
+        Pin | None, Field(description="Roll back to a revision and stay there, for example {revision: 6}.")
+    ] = None
 
 
 class ServiceSpec(Model):
@@ -243,6 +294,7 @@ class StableRevision(Model):
     weight: Annotated[int, Field(ge=0, le=100, description="Its share of traffic in percent.")]
     job: Annotated[Text | None, Field(description="Job it came from.")] = None
     variant: Annotated[VariantName, Field(description="Its variant.")]
+    backend: Annotated[Text | None, Field(description="Triton backend in use.")] = None
     summary: Annotated[Text, Field(description="For people, for example r6.")]
 
 
@@ -269,7 +321,7 @@ class GateResult(Model):
     value: Annotated[Text, Field(description="What was seen.")]
     limit: Annotated[Text, Field(description="What passes.")]
     verdict: Annotated[Literal["Pass", "Fail", "Pending"], Field(description="Pass, Fail or Pending.")]
-    at: Annotated[datetime, Field(description="When.")]
+    at: Annotated[datetime, Field(description="When it was seen.")]
 
 
 class RevisionResult(Model):
@@ -278,11 +330,18 @@ class RevisionResult(Model):
     result: Annotated[Literal["Promoted", "Rejected", "Aborted"], Field(description="How it ended.")]
     gate: Annotated[Text | None, Field(description="Gate that decided.")] = None
     message: Annotated[LongText | None, Field(description="What happened.")] = None
-    at: Annotated[datetime, Field(description="When.")]
+    at: Annotated[datetime, Field(description="When it was seen.")]
 
 
 class ServedModel(Model):
     name: Annotated[ModelName, Field(description="What clients call.")]
+
+
+class Traffic(Model):
+    """What stable's clients saw in the last window; strings with a unit, for the printer columns."""
+
+    p99: Annotated[Text | None, Field(description="99 of 100 requests were faster, for example 12.5ms.")] = None
+    errors: Annotated[Text | None, Field(description="Share of failed requests, for example 0.25%.")] = None
 
 
 class ServiceStatus(Model):
@@ -295,8 +354,13 @@ class ServiceStatus(Model):
         Field(description="For people; derived from the conditions, never an input."),
     ] = None
     conditions: Annotated[
-        list[Condition], Field(max_length=16, description="What is true of the service, each with reason and advice.")
-    ] = []
+        list[Condition],
+        Field(
+            max_length=16,
+            description="What is true of the service, each with reason and advice.",
+            json_schema_extra=MAP_BY_TYPE,
+        ),
+    ] = Field(default_factory=list)
     message: Annotated[LongText | None, Field(description="One sentence: what is happening, and what to do.")] = None
     url: Annotated[Text | None, Field(description="HTTP address of Triton's v2 protocol.")] = None
     grpc_url: Annotated[Text | None, Field(description="gRPC address of Triton's v2 protocol.")] = None
@@ -304,12 +368,17 @@ class ServiceStatus(Model):
     replicas: Annotated[ReplicaCounts | None, Field(description="Pods of the stable revision.")] = None
     stable: Annotated[StableRevision | None, Field(description="The revision that serves.")] = None
     candidate: Annotated[CandidateRevision | None, Field(description="The revision on its way.")] = None
+    traffic: Annotated[Traffic | None, Field(description="What stable's clients saw in the last window.")] = None
     rollout: Annotated[Text | None, Field(description="For people, for example r7 5% (1/3).")] = None
     selector: Annotated[
         Text | None, Field(description="Label selector of stable's pods, for the scale subresource.")
     ] = None
-    gates: Annotated[list[GateResult], Field(max_length=16, description="Verdicts of the current rollout.")] = []
-    history: Annotated[list[RevisionResult], Field(max_length=5, description="The last five outcomes.")] = []
+    gates: Annotated[list[GateResult], Field(max_length=16, description="Verdicts of the current rollout.")] = Field(
+        default_factory=list
+    )
+    history: Annotated[list[RevisionResult], Field(max_length=5, description="The last five outcomes.")] = Field(
+        default_factory=list
+    )
 
 
 class Service(Model):

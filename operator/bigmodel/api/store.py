@@ -1,10 +1,15 @@
-"""Where a job leaves its artefact: an S3 bucket or a PersistentVolumeClaim. One schema for jobs, services and the chart's default."""
+"""Where a job leaves its artefact: an S3 bucket or a PersistentVolumeClaim. The same in jobs, services, chart."""
 
 from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
 from bigmodel.api.model import DnsName, Model, Text
+
+# Relative, no empty part: `a/b`, never `/a`, `a/` or `a//b`. A part `..` is refused by a rule, a pattern cannot say it.
+RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^/\s]+(/[^/\s]+)*$")]
+
+EndpointUrl = Annotated[str, StringConstraints(min_length=8, max_length=256, pattern=r"^https?://[^\s/]+/?$")]
 
 
 class S3Store(Model):
@@ -13,21 +18,24 @@ class S3Store(Model):
     bucket: Annotated[
         str,
         StringConstraints(min_length=3, max_length=63, pattern=r"^[a-z0-9][-a-z0-9.]*[a-z0-9]$"),
-        Field(description="Name of the bucket."),
+        Field(description="Name of the bucket. It must exist."),
     ]
     prefix: Annotated[
-        Text | None,
-        Field(description="Path inside the bucket below which everything is kept. Default: the bucket's top."),
+        RelativePath | None,
+        Field(
+            description="Path in the bucket below which everything is kept, such as team-a/models. Default: its top."
+        ),
     ] = None
     endpoint: Annotated[
-        Text | None,
+        EndpointUrl | None,
         Field(description="URL of an S3-compatible server, for example http://minio.storage:9000. Default: AWS."),
     ] = None
-    region: Annotated[Text | None, Field(description="Default: us-east-1.")] = None
+    region: Annotated[Text | None, Field(description="Region requests are signed for. Default: us-east-1.")] = None
     secret_name: Annotated[
         DnsName | None,
         Field(
-            description="Secret in the same namespace with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Default: the pod's own identity."
+            description="Secret in the same namespace with the keys AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
+            "only the pods read it. Default: the pod's own identity."
         ),
     ] = None
 
@@ -35,10 +43,10 @@ class S3Store(Model):
 class ClaimStore(Model):
     claim_name: Annotated[
         DnsName,
-        Field(description="PersistentVolumeClaim in the same namespace, ReadWriteMany when several pods use it."),
+        Field(description="PersistentVolumeClaim in the same namespace; ReadWriteMany when more than one pod uses it."),
     ]
     path: Annotated[
-        Text | None, Field(description="Path inside the volume, without a leading slash. Default: its top.")
+        RelativePath | None, Field(description="Path in the volume, for example models/mlp. Default: its top.")
     ] = None
 
 
@@ -46,4 +54,4 @@ class Store(Model):
     """Exactly one of s3 and persistentVolumeClaim."""
 
     s3: Annotated[S3Store | None, Field(description="An S3 bucket.")] = None
-    persistent_volume_claim: Annotated[ClaimStore | None, Field(description="A PersistentVolumeClaim.")] = None
+    persistent_volume_claim: Annotated[ClaimStore | None, Field(description="A volume shared by all pods.")] = None
