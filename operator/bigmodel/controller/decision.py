@@ -1,8 +1,9 @@
-"""What a reconciler decides and the engine executes: plain values, so that deciding needs no cluster and executing needs no rule.
+"""What a reconciler decides and the engine executes: plain values; deciding needs no cluster, executing needs no rule.
 
-The engine executes a Decision in this order: relabel, create, apply, delete; then one status write if it differs; then the events.
-A decision that raises a counter (attempt, restarts, replacements) carries no acts: the counter is written first, and the next pass,
-which starts at once, acts on what it finds written. A crash between the two loses nothing and counts nothing twice.
+The engine executes a Decision in this order: relabel, create, apply, delete; then one status write if it differs; then
+the events. A decision that raises a counter (attempt, restarts, replacements) carries no acts: the counter is written
+first, and the next pass, which starts at once, acts on what it finds written. A crash between the two loses nothing and
+counts nothing twice.
 """
 
 from collections.abc import Mapping
@@ -68,7 +69,7 @@ class Relabel:
 
 @dataclass(frozen=True)
 class Event:
-    """One line of the object's story: sent once for each transition. `about` makes its name deterministic within the object."""
+    """One line of the object's story, sent once for each transition. `about` makes its name deterministic."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -82,8 +83,12 @@ class Decision:
     """`status` is the complete wanted status (camelCase JSON), None to leave it as it is."""
 
     relabel: tuple[Relabel, ...] = ()
-    create: tuple[Manifest, ...] = ()  # by deterministic name; an existing one of ours is success, a foreign one raises NameTaken
-    apply: tuple[Manifest, ...] = ()  # later changes: server-side apply, skipped when the hash annotation already matches
+    # By deterministic name; an existing one of ours is success, a foreign one comes back as a Rejection (409). In order:
+    # neighbours of one kind are created together, the next kind only when all before it exist. The engine adds the hash
+    # annotation.
+    create: tuple[Manifest, ...] = ()
+    # Changes of existing children, as whole manifests: server-side apply, skipped when the hash annotation matches.
+    apply: tuple[Manifest, ...] = ()
     delete: tuple[Deletion, ...] = ()
     status: Manifest | None = None
     events: tuple[Event, ...] = ()
@@ -93,7 +98,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The API server refused a child (422, 403, quota): what to tell the user."""
+    """What the API server refused, for the user to read: 400, 403 (quota too), 404 (no such kind or namespace), 422.
+
+    409 is a name that an object of somebody else has; such an object is never adopted. A refused child is tried again with back-off as long as it is decided on.
+    """
 
     manifest_kind: str
     name: str
@@ -104,12 +112,21 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Children:
-    """Objects whose controller owner is the reconciled object, by kind name, as the reflectors last saw them."""
+    """What exists of the reconciled object, by kind name, as last seen. Read only: the objects are the cache itself.
+
+    `by_kind`: the reconciled object is their controller owner. `related_by_kind`: they name it by label
+    (bigmodel.io/service, bigmodel.io/job) and another object controls them: pods of its Deployment, slices of its
+    Service. Labels can be forged: a rule that trusts one checks who controls it.
+    """
 
     by_kind: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
+    related_by_kind: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
 
     def of(self, kind: ResourceKind) -> tuple[Manifest, ...]:
         return self.by_kind.get(kind.kind, ())
+
+    def related(self, kind: ResourceKind) -> tuple[Manifest, ...]:
+        return self.related_by_kind.get(kind.kind, ())
 
 
 class Reconciler(Protocol):
@@ -125,4 +142,4 @@ class Reconciler(Protocol):
         """
 
     def decide(self, snapshot: Any, now: datetime) -> Decision:
-        """Pure: the same snapshot and time give the same decision. Raises nothing for bad user input: that is a condition."""
+        """Pure: same snapshot and time, same decision. Raises nothing for bad user input: that is a condition."""
