@@ -67,6 +67,16 @@ class RankReport(Model):
     artifact: ArtifactSummary | None = None
 
 
+class Notice(Model):
+    """Launcher → rank, the file ENV_NOTICE: save a checkpoint at the next step that all ranks agree on.
+
+    `request` grows by one with each request of a generation. With `leave` every rank also gets SIGTERM, and exits 143 after saving.
+    """
+
+    request: Annotated[int, Field(ge=1)]
+    leave: bool = False
+
+
 class ErrorReport(Model):
     """The first failure of a generation: the culprit, not those who died of it."""
 
@@ -115,6 +125,8 @@ class LastWord(Model):
     generation: int
     index: int
     exit_code: int
+    reason: Text | None = None  # one CamelCase word: why the gang ended, for example MaxRestartsExceeded or CrashLoop
+    message: LongText | None = None  # the same for people
     step: Step = 0
     program_restarts: int = 0
     hang_restarts: int = 0
