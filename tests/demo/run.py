@@ -9,7 +9,7 @@ from typing import Any
 from tests.demo.infer import Answer, ask, golden_sample
 
 from tests.cluster.kubectl import get, kubectl
-from tests.demo.install import DEMO_NAMESPACE, STORE_SECRET, SYSTEM_NAMESPACE
+from tests.demo.install import DEMO_NAMESPACE, STORE_SECRET
 from tests.demo.terminal import BOLD, GREEN, RESET, step
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "examples" / "quickstart"
@@ -86,8 +86,8 @@ def _infer() -> None:
     job = get(DEMO_NAMESPACE, "bigmodeljob", NAME)
     assert service is not None
     assert job is not None
-    sample = golden_sample(job["status"]["artifact"], DEMO_NAMESPACE, SYSTEM_NAMESPACE, STORE_SECRET)
-    answers = ask(DEMO_NAMESPACE, NAME, service["status"]["model"]["name"], sample.inputs)
+    sample = golden_sample(job, DEMO_NAMESPACE, STORE_SECRET)
+    answers = ask(DEMO_NAMESPACE, NAME, service["status"]["model"]["name"], sample)
     _print_table(sample.outputs, answers)
     metrics = {m["name"]: m["value"] for m in job["status"]["artifact"]["metrics"]}
     print(f"    validation: {metrics}")

@@ -54,8 +54,8 @@ def test_what_was_published_is_what_is_served_and_every_digest_agrees(chain: Nam
 
 @pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
 def test_the_served_model_gives_the_golden_answers_of_the_job(chain: Namespace, protocol: str) -> None:
-    sample = golden_sample(chain.get("bmj", "mlp")["status"]["artifact"], chain.name, SYSTEM_NAMESPACE, STORE_SECRET)
-    answers = {a.protocol: a for a in ask(chain.name, "mlp", "mlp", sample.inputs)}
+    sample = golden_sample(chain.get("bmj", "mlp"), chain.name, STORE_SECRET)
+    answers = {a.protocol: a for a in ask(chain.name, "mlp", "mlp", sample)}
     assert answers[protocol].outputs == pytest.approx(sample.outputs, rel=1e-3, abs=1e-4)
     assert answers[protocol].version == "1", "the response names the revision"
 
