@@ -83,9 +83,9 @@ class Decision:
     """`status` is the complete wanted status (camelCase JSON), None to leave it as it is."""
 
     relabel: tuple[Relabel, ...] = ()
-    # By deterministic name; an existing one of ours is success, a foreign one comes back as a Rejection (409). In order:
-    # neighbours of one kind are created together, the next kind only when all before it exist. The engine adds the hash
-    # annotation.
+    # By deterministic name; an existing one of ours is success, a foreign one comes back as a Rejection (409). In this
+    # order: neighbours of one kind are created together, the next kind only when all before it exist. The engine adds
+    # the hash annotation.
     create: tuple[Manifest, ...] = ()
     # Changes of existing children, as whole manifests: server-side apply, skipped when the hash annotation matches.
     apply: tuple[Manifest, ...] = ()
@@ -100,7 +100,8 @@ class Decision:
 class Rejection:
     """What the API server refused, for the user to read: 400, 403 (quota too), 404 (no such kind or namespace), 422.
 
-    409 is a name that an object of somebody else has; such an object is never adopted. A refused child is tried again with back-off as long as it is decided on.
+    409 is a name that an object of somebody else has; such an object is never adopted. A refused child is tried
+    again with back-off for as long as it is decided on.
     """
 
     manifest_kind: str
