@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.demo.infer import Answer, ask, golden_sample
-
 from tests.cluster.kubectl import get, kubectl
+from tests.demo.infer import Answer, ask, golden_sample
 from tests.demo.install import DEMO_NAMESPACE, STORE_SECRET
 from tests.demo.terminal import BOLD, GREEN, RESET, step
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from tests.demo.infer import ask, golden_sample
 
 from tests.cluster.kubectl import kubectl
+from tests.demo.infer import ask, golden_sample
 from tests.demo.install import STORE_SECRET, SYSTEM_NAMESPACE
 from tests.e2e.user import Namespace, a_job, a_service, condition, eventually
 
