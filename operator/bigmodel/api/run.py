@@ -78,3 +78,4 @@ class ServingRun(Model):
     parity_absolute: float | None = None  # None: the default of the variant's precision
     parity_relative: float | None = None
     accelerators: int = 0  # GPUs of the pod; 0: CPU
+    startup_deadline_seconds: int = 1800  # from a pod's start to its verified model
