@@ -33,7 +33,7 @@ from bigmodel.api.pod import (
     VolumeMount,
 )
 from bigmodel.api.progress import ArtifactSummary
-from bigmodel.api.store import Store
+from bigmodel.api.store import RelativePath, Store
 
 DataUri = Annotated[str, StringConstraints(min_length=8, max_length=1024, pattern=r"^(dataset|pvc|s3)://\S+$")]
 # Free-form numbers, strings and lists whose meaning the recipe or optimizer defines; it names the key it doesn't know.
@@ -149,7 +149,7 @@ class Script(Model):
     path: Annotated[
         AbsolutePath | None, Field(description="Directory in the image or on a mounted volume, for example /code.")
     ] = None
-    entrypoint: Annotated[Text, Field(description="Python file inside it, for example train.py.")]
+    entrypoint: Annotated[RelativePath, Field(description="Python file inside it, for example train.py.")]
 
 
 class Parallelism(Model):

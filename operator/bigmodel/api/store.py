@@ -6,8 +6,11 @@ from pydantic import Field, StringConstraints
 
 from bigmodel.api.model import DnsName, Model, Text
 
-# Relative, no empty part: `a/b`, never `/a`, `a/` or `a//b`. A part `..` is refused by a rule, a pattern cannot say it.
-RelativePath = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^/\s]+(/[^/\s]+)*$")]
+# Relative, without empty parts, `.` or `..`: `a/b`, never `/a`, `a/` or `a/../b`. No part begins with a dot: Go's patterns,
+# which the API server uses, cannot say "not ..".
+RelativePath = Annotated[
+    str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^/.\s][^/\s]*(/[^/.\s][^/\s]*)*$")
+]
 
 EndpointUrl = Annotated[str, StringConstraints(min_length=8, max_length=256, pattern=r"^https?://[^\s/]+/?$")]
 
