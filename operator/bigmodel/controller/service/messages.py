@@ -1,0 +1,391 @@
+"""Every reason a service's condition or event may carry, and its sentence: what happened, to what, what to do.
+
+Pure. A text that comes from outside (a scheduler, a store, Triton, a verifier) is quoted, cut and never interpreted.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+
+MESSAGE_CHARACTERS = 1024
+
+
+class Reason(StrEnum):
+    # Accepted
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    # SourceAvailable
+    ARTIFACT_AVAILABLE = "ArtifactAvailable"
+    JOB_NOT_FOUND = "JobNotFound"
+    JOB_NOT_FINISHED = "JobNotFinished"
+    JOB_FAILED = "JobFailed"
+    ARTIFACT_MISSING = "ArtifactMissing"
+    VARIANT_NOT_FOUND = "VariantNotFound"
+    STORE_NOT_SET = "StoreNotSet"
+    # Progressing, in the order a candidate meets them
+    WAITING_FOR_SOURCE = "WaitingForSource"
+    PREPARING = "Preparing"
+    SCHEDULING = "Scheduling"
+    PULLING = "Pulling"
+    FETCHING = "Fetching"
+    LOADING = "Loading"
+    VERIFYING = "Verifying"
+    PAUSED = "Paused"
+    PROMOTING = "Promoting"
+    ROLLOUT_COMPLETE = "RolloutComplete"
+    SCALED_TO_ZERO = "ScaledToZero"
+    # What holds a candidate up and heals by itself once its cause is gone
+    UNSCHEDULABLE = "Unschedulable"
+    INSUFFICIENT_GPU = "InsufficientGPU"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_REFUSED = "PodsRefused"
+    CHILD_REJECTED = "ChildRejected"
+    NAME_TAKEN = "NameTaken"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    STORE_SECRET_MISSING = "StoreSecretMissing"  # noqa: S105
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    STORE_UNREACHABLE = "StoreUnreachable"
+    STORE_FORBIDDEN = "StoreForbidden"
+    FETCH_FAILED = "FetchFailed"
+    VOLUME_FAILED = "VolumeFailed"
+    VERIFIER_CRASH_LOOP = "VerifierCrashLoop"
+    STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
+    ROLLOUT_DEADLINE_EXCEEDED = "RolloutDeadlineExceeded"
+    # What rejects a candidate for good
+    DIGEST_MISMATCH = "DigestMismatch"
+    ARTIFACT_NOT_FOUND = "ArtifactNotFound"
+    INVALID_CONFIG = "InvalidConfig"
+    MODEL_LOAD_FAILED = "ModelLoadFailed"
+    WARMUP_FAILED = "WarmupFailed"
+    OUT_OF_MEMORY = "OutOfMemory"
+    SERVER_CRASH_LOOP = "ServerCrashLoop"
+    PARITY_FAILED = "ParityFailed"
+    VERIFICATION_FAILED = "VerificationFailed"
+    # ModelVerified
+    GOLDEN_MATCHED = "GoldenMatched"
+    NO_GOLDEN = "NoGolden"
+    NOT_YET_VERIFIED = "NotYetVerified"
+    # Promoted
+    ROLLOUT_IN_PROGRESS = "RolloutInProgress"
+    PROMOTED = "Promoted"
+    REJECTED = "Rejected"
+    ABORTED = "Aborted"
+    SUPERSEDED = "Superseded"
+    # Ready and Degraded
+    SERVING = "Serving"
+    NO_VERIFIED_REVISION = "NoVerifiedRevision"
+    NO_READY_ENDPOINT = "NoReadyEndpoint"
+    AS_WANTED = "AsWanted"
+    NOT_SERVING = "NotServing"
+    FEWER_READY = "FewerReady"
+
+
+def cut(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
+    """The text in one line of at most `limit` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def quote(text: str, limit: int = 600) -> str:
+    """Foreign text inside a sentence: shorter, so that our own advice after it is never what gets cut."""
+    return cut(text, limit).rstrip(".")
+
+
+def _name(revision: int) -> str:
+    return f"r{revision}"
+
+
+# Accepted
+
+
+def accepted() -> str:
+    return "Every field is valid."
+
+
+def invalid_spec(problems: list[str]) -> str:
+    return cut("; ".join(problems) + ". Change the field and apply again.")
+
+
+# SourceAvailable
+
+
+def artifact_available(digest: str, variant: str, job: str | None) -> str:
+    where = f"bmj/{job} published" if job else "spec.model.artifact names"
+    return f"{where} {digest[:19]}, variant {variant}."
+
+
+def job_not_found(job: str, serves: bool) -> str:
+    if serves:
+        return cut(
+            f"bmj/{job} does not exist any more; what it published goes on serving. A job made anew under this "
+            "name becomes the next candidate."
+        )
+    return cut(f"bmj/{job} does not exist in this namespace: apply it, or change spec.model.fromJob.name.")
+
+
+def job_not_finished(job: str, how_far: str) -> str:
+    return cut(f"bmj/{job} has not published a model yet ({how_far}). Nothing to do: serving begins by itself.")
+
+
+def job_failed(job: str, message: str) -> str:
+    return cut(
+        f"bmj/{job} failed: {quote(message)}. Delete it and apply a corrected one under this name, or follow "
+        "another in spec.model.fromJob.name."
+    )
+
+
+def artifact_missing(job: str) -> str:
+    return cut(
+        f"bmj/{job} is complete but published no artefact: only recipe and script jobs publish one. Follow "
+        "another job in spec.model.fromJob.name."
+    )
+
+
+def variant_not_found(variant: str, offered: tuple[str, ...]) -> str:
+    return cut(
+        f"spec.model.variant is {variant!r}, which the artefact does not have; it has {', '.join(offered)}. Name "
+        "one of them, or leave the field out."
+    )
+
+
+def store_not_set() -> str:
+    return "No store is known for the artefact: set spec.model.artifact.store, or the chart's store."
+
+
+def source_unsupported(field: str) -> str:
+    return f"{field} is not supported by this version: use spec.model.fromJob."
+
+
+# Progressing and what holds it up
+
+
+def waiting_for_source() -> str:
+    return "No model to roll out yet: see the condition SourceAvailable."
+
+
+def stage(revision: int, what: str, ready: int, wanted: int, stable: int | None) -> str:
+    traffic = f"{_name(stable)} keeps all traffic" if stable else "no traffic yet"
+    return f"{_name(revision)} is {what}: {ready} of {wanted} pods verified; {traffic}."
+
+
+def paused(revision: int) -> str:
+    return f"{_name(revision)} is verified and waits: spec.rollout.paused is true. Set it to false to promote."
+
+
+def rollout_complete(revision: int) -> str:
+    return f"{_name(revision)} serves; nothing else is wanted."
+
+
+def scaled_to_zero() -> str:
+    return "spec.server.replicas is 0: no pods, no answers, no rollout. Scale up to serve."
+
+
+def unschedulable(pod: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} fits on no node: {quote(text)}. Lower spec.server.resources, change nodeSelector or "
+        "tolerations, or add nodes; it is placed by itself once it fits."
+    )
+
+
+def insufficient_gpu(pod: str, wanted: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} wants {wanted} and no node has that many free: {quote(text)}. Free some, add a node, or lower "
+        "spec.server.resources.limits; it is placed by itself once it fits."
+    )
+
+
+def quota_exceeded(text: str) -> str:
+    return cut(
+        f"The namespace's quota refuses the pods: {quote(text)}. Raise the quota or lower spec.server; tried again "
+        "by itself."
+    )
+
+
+def pods_refused(text: str) -> str:
+    return cut(
+        f"The API server refuses the pods: {quote(text)}. Change spec.server to what the cluster allows; tried "
+        "again by itself."
+    )
+
+
+def child_rejected(kind: str, name: str, text: str) -> str:
+    return cut(
+        f"The API server refuses {kind} {name}: {quote(text)}. Change the spec or the cluster's rule; tried again "
+        "by itself."
+    )
+
+
+def name_taken(kind: str, name: str) -> str:
+    return cut(
+        f"{kind} {name} exists and belongs to somebody else, so it is left alone. Delete or rename it, or give the "
+        "service another name."
+    )
+
+
+def image_pull_failed(pod: str, container: str, image: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} can't pull {image} for container {container}: {quote(text)}. Check the image's name, the "
+        "registry, and spec.server.imagePullSecrets; the kubelet tries again by itself."
+    )
+
+
+def store_secret_missing(secret: str, namespace: str) -> str:
+    return cut(
+        f"The store's login is missing: Secret {secret} does not exist in {namespace}. Make it: kubectl create "
+        f"secret generic {secret} -n {namespace} --from-literal=AWS_ACCESS_KEY_ID=… "
+        "--from-literal=AWS_SECRET_ACCESS_KEY=…; the pods start by themselves then."
+    )
+
+
+def container_config_error(pod: str, container: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} can't start container {container}: {quote(text)}. Make what it names; tried again by itself."
+    )
+
+
+FETCH_ADVICE: dict[Reason, str] = {
+    Reason.DIGEST_MISMATCH: "The store holds other bytes than were published: train again, or restore the artefact.",
+    Reason.ARTIFACT_NOT_FOUND: "The store lost the artefact or another one was meant: check the bucket and its prefix.",
+    Reason.INVALID_CONFIG: "It can't be served so: change spec.batching or spec.server.backend, or train again.",
+    Reason.STORE_UNREACHABLE: "Check the store's endpoint and the network; tried again by itself.",
+    Reason.STORE_FORBIDDEN: "Check the keys in the store's Secret and its rights; tried again by itself.",
+    Reason.VOLUME_FAILED: "Check the node's disk and the volume; tried again by itself.",
+    Reason.FETCH_FAILED: "See kubectl logs -c fetch; tried again by itself.",
+}
+
+
+def fetch_failed(pod: str, reason: Reason, text: str) -> str:
+    return cut(f"Pod {pod} could not fetch the artefact: {quote(text)}. {FETCH_ADVICE[reason]}")
+
+
+def model_load_failed(pod: str, text: str) -> str:
+    return cut(
+        f"Triton in pod {pod} could not load the model: {quote(text)}. Train again, or change spec.server or "
+        "spec.batching: this revision is not tried again."
+    )
+
+
+def warmup_failed(pod: str, text: str) -> str:
+    return cut(
+        f"The model in pod {pod} loaded but failed its warm-up request: {quote(text)}. Train again, or change "
+        "spec.batching: this revision is not tried again."
+    )
+
+
+def out_of_memory(pod: str, container: str, limit: str | None) -> str:
+    bound = f"its limit of {limit}" if limit else "the node's memory"
+    return cut(
+        f"Container {container} of pod {pod} was killed because it outgrew {bound}. Raise "
+        "spec.server.resources.limits.memory, or lower spec.batching.instances."
+    )
+
+
+def crash_loop(pod: str, container: str, restarts: int, exit_code: int, text: str) -> str:
+    last = f" Its last words: {quote(text)}." if text.strip() else ""
+    return cut(
+        f"Container {container} of pod {pod} ended {restarts} times, the last time with exit code "
+        f"{exit_code}.{last} See kubectl logs --previous; change spec.server, or train again."
+    )
+
+
+def verification_failed(pod: str, text: str) -> str:
+    return cut(
+        f"The model in pod {pod} loaded but failed verification: {quote(text)}. Train again, or loosen "
+        "spec.gates.parity if the difference is acceptable."
+    )
+
+
+def startup_deadline_exceeded(pod: str, seconds: int, doing: str) -> str:
+    return cut(
+        f"Pod {pod} was not verified within spec.server.startupDeadlineSeconds ({seconds} s) of its start; it was "
+        f"{doing}. Raise the deadline if the model only needs longer."
+    )
+
+
+def rollout_deadline_exceeded(seconds: int, doing: str) -> str:
+    return cut(f"Not verified within spec.rollout.deadlineSeconds ({seconds} s): {doing}")
+
+
+# Outcomes
+
+
+def superseded(revision: int) -> str:
+    return f"The spec or the model changed while {_name(revision)} was on its way: the newer one goes instead."
+
+
+def promoted(revision: int) -> str:
+    return f"{_name(revision)} serves all traffic."
+
+
+def rejected(revision: int, text: str, stable: int | None) -> str:
+    kept = f"{_name(stable)} keeps all traffic" if stable else "nothing serves"
+    return cut(f"{_name(revision)} was rejected and is not tried again by itself; {kept}. {text}")
+
+
+def aborted(revision: int, text: str, stable: int | None, retry_at: datetime) -> str:
+    kept = f"{_name(stable)} keeps all traffic" if stable else "nothing serves"
+    return cut(f"{_name(revision)} was given up for now and is tried again at {retry_at:%H:%M:%S} UTC; {kept}. {text}")
+
+
+def rollout_in_progress(revision: int, stable: int | None) -> str:
+    kept = f"{_name(stable)} serves until it is verified" if stable else "it serves once it is verified"
+    return f"{_name(revision)} is on its way; {kept}."
+
+
+def record_pending() -> str:
+    return "A new revision is being recorded."
+
+
+# ModelVerified
+
+
+def golden_matched(samples: int, worst: float, compared: str) -> str:
+    return cut(
+        f"{samples} golden samples answered alike ({compared}); the largest difference was {worst:.1%} of what is "
+        "allowed."
+    )
+
+
+def no_golden(samples: int) -> str:
+    return (
+        f"{samples} inputs were answered with the right shapes and finite numbers; values were not compared, because "
+        "the artefact has no golden answers that hold exactly."
+    )
+
+
+def verified_without_details() -> str:
+    return "The pod's verifier reports its golden samples answered within tolerance."
+
+
+def not_yet_verified() -> str:
+    return "No pod has answered its golden samples yet."
+
+
+# Ready and Degraded
+
+
+def serving(url: str) -> str:
+    return f"Verified pods answer at {url}."
+
+
+def no_verified_revision() -> str:
+    return "No revision was verified yet: see the conditions SourceAvailable and Progressing."
+
+
+def no_ready_endpoint(why: str) -> str:
+    return cut(f"No verified pod stands behind the address. {why}")
+
+
+def waiting_for_pods() -> str:
+    return "Its pods are starting; nothing to do unless this lasts."
+
+
+def fewer_ready(ready: int, wanted: int, why: str) -> str:
+    return cut(f"{ready} of {wanted} pods are verified. {why}")
+
+
+def as_wanted(ready: int) -> str:
+    return f"{ready} pod{'s' if ready != 1 else ''} wanted and verified."
+
+
+def not_serving() -> str:
+    return "Nothing serves yet."

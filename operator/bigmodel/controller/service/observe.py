@@ -1,0 +1,292 @@
+"""What is there: the service, its records and their children, as immutable facts. Reads manifests, judges nothing."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from bigmodel.api import names
+from bigmodel.api.service import ServiceSpec
+from bigmodel.api.verdict import FetchResult, Verdict
+from bigmodel.controller.decision import (
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Children,
+    Manifest,
+    Rejection,
+)
+from bigmodel.controller.service.revision import Record, record_of
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a container's process last ended."""
+
+    exit_code: int
+    reason: str  # the kubelet's word: Error, OOMKilled, Completed
+    message: str  # the termination message, or the end of the log
+
+
+@dataclass(frozen=True)
+class ObservedContainer:
+    name: str
+    image: str
+    restarts: int = 0
+    running: bool = False
+    started: datetime | None = None  # of the run that runs or ended
+    waiting: str | None = None  # the kubelet's word, for example ImagePullBackOff
+    waiting_message: str = ""
+    done: bool = False  # ended with exit code 0
+    ended: Ended | None = None  # its last end, also while it waits to be started again
+
+
+@dataclass(frozen=True)
+class ObservedPod:
+    name: str
+    uid: str
+    revision: int
+    ip: str | None
+    created: datetime
+    bound_at: datetime | None  # placed on a node
+    started: datetime | None  # the kubelet took it
+    ready_since: datetime | None  # None while not Ready
+    unschedulable: str | None  # the scheduler's text
+    fetch: ObservedContainer
+    server: ObservedContainer
+    verifier: ObservedContainer
+    fetched: FetchResult | None = None  # what `fetch` last said
+    verdict: Verdict | None = None  # what the verifier last said, None: no answer
+
+
+@dataclass(frozen=True)
+class ObservedDeployment:
+    name: str
+    uid: str
+    replicas: int
+    refused: str | None  # the API server's text where it refuses the pods
+
+
+@dataclass(frozen=True)
+class ObservedService:
+    """One BigModelService and all that is of it. `spec` is None where it can't be read, with `problems` saying why."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    deleting: bool
+    spec: ServiceSpec | None
+    problems: tuple[str, ...]
+    status: Mapping[str, Any]
+    job: Manifest | None = None  # the followed job
+    records: tuple[Record, ...] = ()  # newest last
+    taken_names: frozenset[str] = frozenset()  # of records, Deployments, Services: readable or not
+    deployments: Mapping[int, ObservedDeployment] = field(default_factory=dict)
+    services: Mapping[str, str] = field(default_factory=dict)  # name → UID
+    selected: int | None = None  # the revision that Service `<svc>` selects
+    endpoints: frozenset[str] = frozenset()  # UIDs of ready pods behind Service `<svc>`
+    network_policy: bool = False
+    disruption_budget: str | None = None  # UID
+    pods: tuple[ObservedPod, ...] = ()  # not those being deleted
+    rejections: tuple[Rejection, ...] = ()
+
+    def pods_of(self, revision: int) -> tuple[ObservedPod, ...]:
+        return tuple(pod for pod in self.pods if pod.revision == revision)
+
+    def record(self, number: int | None) -> Record | None:
+        return next((record for record in self.records if record.number == number), None)
+
+
+def observed_service(
+    owner: Manifest,
+    children: Children,
+    rejections: tuple[Rejection, ...],
+    job: Manifest | None,
+    verdicts: Mapping[str, Verdict],
+) -> ObservedService:
+    """`verdicts` by pod UID."""
+    metadata = owner["metadata"]
+    name = metadata["name"]
+    spec, problems = parsed_spec(owner.get("spec") or {})
+    services = {child["metadata"]["name"]: child for child in children.of(SERVICE)}
+    deployments = children.of(DEPLOYMENT)
+    records = [record for child in children.of(CONTROLLER_REVISION) if (record := record_of(child))]
+    budgets = {child["metadata"]["name"]: child["metadata"]["uid"] for child in children.of(POD_DISRUPTION_BUDGET)}
+    stable = services.get(name)
+    return ObservedService(
+        namespace=metadata["namespace"],
+        name=name,
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        spec=spec,
+        problems=problems,
+        status=owner.get("status") or {},
+        job=job,
+        records=tuple(sorted(records, key=lambda record: record.number)),
+        taken_names=frozenset(
+            child["metadata"]["name"] for child in (*children.of(CONTROLLER_REVISION), *deployments, *services.values())
+        ),
+        deployments={
+            number: _deployment(child) for child in deployments if (number := _revision_label(child)) is not None
+        },
+        services={service_name: child["metadata"]["uid"] for service_name, child in services.items()},
+        selected=_selected(stable),
+        endpoints=_endpoints(children.related(ENDPOINT_SLICE), stable),
+        network_policy=any(child["metadata"]["name"] == name for child in children.of(NETWORK_POLICY)),
+        disruption_budget=budgets.get(name),
+        pods=tuple(
+            sorted(observed_pods(name, children.related(POD), verdicts), key=lambda pod: (pod.created, pod.name))
+        ),
+        rejections=rejections,
+    )
+
+
+def parsed_spec(spec: Manifest) -> tuple[ServiceSpec | None, tuple[str, ...]]:
+    """The spec, or what is wrong with it: one line with field, value and rule for each wrong field."""
+    try:
+        return ServiceSpec.model_validate(spec), ()
+    except ValidationError as error:
+        return None, tuple(
+            "spec."
+            + ".".join(str(part) for part in detail["loc"])
+            + f": {detail['msg']}, got {str(detail['input'])[:80]!r}"
+            for detail in error.errors(include_url=False)
+        )
+
+
+def followed_job(spec: Manifest) -> str | None:
+    """The name in spec.model.fromJob, read before the spec is known to be valid."""
+    model = spec.get("model")
+    source = model.get("fromJob") if isinstance(model, dict) else None
+    name = source.get("name") if isinstance(source, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _revision_label(manifest: Manifest) -> int | None:
+    value = (manifest["metadata"].get("labels") or {}).get(names.LABEL_REVISION, "")
+    return int(value) if value.isdigit() else None
+
+
+def _deployment(manifest: Manifest) -> ObservedDeployment:
+    conditions = (manifest.get("status") or {}).get("conditions") or []
+    refused = next((c for c in conditions if c["type"] == "ReplicaFailure" and c["status"] == "True"), None)
+    return ObservedDeployment(
+        name=manifest["metadata"]["name"],
+        uid=manifest["metadata"]["uid"],
+        replicas=manifest["spec"].get("replicas", 1),
+        refused=refused.get("message", "") if refused else None,
+    )
+
+
+def _selected(service: Manifest | None) -> int | None:
+    selector = (service["spec"].get("selector") or {}) if service else {}
+    value = selector.get(names.LABEL_REVISION, "")
+    return int(value) if value.isdigit() else None
+
+
+def _endpoints(slices: Iterable[Manifest], service: Manifest | None) -> frozenset[str]:
+    """UIDs of the ready pods in the slices that belong to this very Service: a label alone would be hearsay."""
+    if service is None:
+        return frozenset()
+    return frozenset(
+        endpoint["targetRef"]["uid"]
+        for slice_ in slices
+        if any(owner["uid"] == service["metadata"]["uid"] for owner in slice_["metadata"].get("ownerReferences") or ())
+        for endpoint in slice_.get("endpoints") or ()
+        if (endpoint.get("conditions") or {}).get("ready") and (endpoint.get("targetRef") or {}).get("uid")
+    )
+
+
+def observed_pods(service: str, pods: Iterable[Manifest], verdicts: Mapping[str, Verdict]) -> Iterable[ObservedPod]:
+    """The pods of our Deployments' ReplicaSets that are not on their way out."""
+    for manifest in pods:
+        metadata = manifest["metadata"]
+        revision = _revision_label(manifest)
+        if revision is None or metadata.get("deletionTimestamp") or not _of_our_deployment(metadata, service, revision):
+            continue
+        if (manifest.get("status") or {}).get("phase") in {"Failed", "Succeeded"}:
+            continue  # evicted or lost: its ReplicaSet already makes another
+        yield _pod(manifest, revision, verdicts.get(metadata["uid"]))
+
+
+def _of_our_deployment(metadata: Mapping[str, Any], service: str, revision: int) -> bool:
+    """ReplicaSets are not watched; their name says whose they are."""
+    prefix = names.revision_name(service, revision) + "-"
+    return any(
+        owner.get("controller") and owner["kind"] == "ReplicaSet" and owner["name"].startswith(prefix)
+        for owner in metadata.get("ownerReferences") or ()
+    )
+
+
+def _pod(manifest: Manifest, revision: int, verdict: Verdict | None) -> ObservedPod:
+    metadata, status = manifest["metadata"], manifest.get("status") or {}
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    scheduled, ready = conditions.get("PodScheduled", {}), conditions.get("Ready", {})
+    images = {
+        container["name"]: container.get("image", "")
+        for container in (*(manifest["spec"].get("initContainers") or ()), *manifest["spec"]["containers"])
+    }
+    containers = {
+        container["name"]: _container(container, images.get(container["name"], ""))
+        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    }
+    fetch, server, verifier = (
+        containers.get(name) or ObservedContainer(name, images.get(name, ""))
+        for name in ("fetch", "server", "verifier")
+    )
+    return ObservedPod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        revision=revision,
+        ip=status.get("podIP"),
+        created=datetime.fromisoformat(metadata["creationTimestamp"]),
+        bound_at=_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
+        started=_time(status.get("startTime")),
+        ready_since=_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
+        fetch=fetch,
+        server=server,
+        verifier=verifier,
+        fetched=_fetched(fetch),
+        verdict=verdict,
+    )
+
+
+def _container(status: Mapping[str, Any], image: str) -> ObservedContainer:
+    state, last = status.get("state") or {}, status.get("lastState") or {}
+    ended = state.get("terminated") or last.get("terminated")
+    waiting = state.get("waiting") or {}
+    begun = state.get("running") or ended or {}
+    return ObservedContainer(
+        name=status["name"],
+        image=image,
+        restarts=status.get("restartCount", 0),
+        running="running" in state,
+        started=_time(begun.get("startedAt")),
+        waiting=waiting.get("reason"),
+        waiting_message=waiting.get("message", ""),
+        done=(state.get("terminated") or {}).get("exitCode") == 0,
+        ended=Ended(ended.get("exitCode", 0), ended.get("reason", ""), ended.get("message", "")) if ended else None,
+    )
+
+
+def _fetched(fetch: ObservedContainer) -> FetchResult | None:
+    """What the fetch container last said; None where it said nothing that can be read."""
+    if fetch.ended is None:
+        return None
+    try:
+        return FetchResult.model_validate_json(fetch.ended.message)
+    except ValidationError:
+        return None
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

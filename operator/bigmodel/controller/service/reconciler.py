@@ -1,0 +1,108 @@
+"""BigModelService as the engine calls it: facts from caches, then `decide`."""
+
+from datetime import datetime
+from typing import Any, Protocol
+
+from bigmodel.api.verdict import Verdict
+from bigmodel.controller.decision import (
+    BIG_MODEL_SERVICE,
+    CONTROLLER_REVISION,
+    DEPLOYMENT,
+    ENDPOINT_SLICE,
+    NETWORK_POLICY,
+    POD,
+    POD_DISRUPTION_BUDGET,
+    SERVICE,
+    Children,
+    Decision,
+    Key,
+    Manifest,
+    Rejection,
+    ResourceKind,
+)
+from bigmodel.controller.service.decide import decide
+from bigmodel.controller.service.observe import ObservedService, followed_job, observed_service
+from bigmodel.controller.service.verdicts import IDLE_SECONDS, ROLLOUT_SECONDS, Target
+from bigmodel.controller.settings import Settings
+
+
+class Jobs(Protocol):
+    """The BigModelJobs as last seen."""
+
+    def get(self, namespace: str, name: str) -> Manifest | None: ...
+
+
+class Verdicts(Protocol):
+    """What `verdicts.VerdictSource` offers."""
+
+    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None: ...
+    def of(self, uid: str) -> Verdict | None: ...
+
+
+class ServiceReconciler:
+    kind: ResourceKind = BIG_MODEL_SERVICE
+    children: tuple[ResourceKind, ...] = (
+        CONTROLLER_REVISION,
+        DEPLOYMENT,
+        SERVICE,
+        NETWORK_POLICY,
+        POD_DISRUPTION_BUDGET,
+    )
+    # Found by the label bigmodel.io/service: other controllers make them.
+    related: tuple[ResourceKind, ...] = (POD, ENDPOINT_SLICE)
+
+    def __init__(self, settings: Settings, facts: Any, jobs: Jobs, verdicts: Verdicts) -> None:
+        self._settings = settings
+        self._facts = facts  # whether HTTPRoutes are served: read once routes are made
+        self._jobs = jobs
+        self._verdicts = verdicts
+        self._followers: dict[tuple[str, str], set[Key]] = {}
+
+    def followers_of(self, namespace: str, job: str) -> tuple[Key, ...]:
+        """The services to reconcile when this job changes."""
+        return tuple(sorted(self._followers.get((namespace, job), ())))
+
+    async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> ObservedService:
+        metadata = owner["metadata"]
+        key = Key(BIG_MODEL_SERVICE.kind, metadata["namespace"], metadata["name"])
+        job_name = followed_job(owner.get("spec") or {})
+        self._follow_job(key, job_name)
+        job = self._jobs.get(key.namespace, job_name) if job_name else None
+        verdicts = {
+            uid: verdict
+            for pod in children.related(POD)
+            if (verdict := self._verdicts.of(uid := pod["metadata"]["uid"])) is not None
+        }
+        service = observed_service(owner, children, rejections, job, verdicts)
+        self._follow_pods(key, service)
+        return service
+
+    def decide(self, snapshot: ObservedService, now: datetime) -> Decision:
+        return decide(snapshot, self._settings, now)
+
+    def _follow_job(self, key: Key, name: str | None) -> None:
+        for (namespace, job), services in list(self._followers.items()):
+            if namespace == key.namespace and job != name:
+                services.discard(key)
+                if not services:
+                    del self._followers[namespace, job]
+        if name is not None:
+            self._followers.setdefault((key.namespace, name), set()).add(key)
+
+    def _follow_pods(self, key: Key, service: ObservedService) -> None:
+        """Often while a revision is on its way or a pod is not Ready, else now and then."""
+        records = {record.number: record for record in service.records}
+        targets = tuple(
+            Target(
+                uid=pod.uid,
+                ip=pod.ip,
+                service=service.name,
+                revision=pod.revision,
+                digest=records[pod.revision].data.inputs.digest,
+                ready=pod.ready_since is not None,
+            )
+            for pod in service.pods
+            if pod.ip is not None and pod.revision in records
+        )
+        rolling = any(record.open for record in service.records) or not all(target.ready for target in targets)
+        self._verdicts.follow(key, targets, ROLLOUT_SECONDS if rolling else IDLE_SECONDS)

@@ -1,0 +1,125 @@
+"""Where the model comes from: what a service's `spec.model` resolves to right now, and why where it doesn't. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from bigmodel.api.job import ArtifactStatus
+from bigmodel.api.service import ModelSource
+from bigmodel.api.store import Store
+from bigmodel.controller.decision import Manifest
+from bigmodel.controller.service import messages
+from bigmodel.controller.service.messages import Reason
+
+TRAINED_VARIANT = "default"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One published model: everything a revision needs to know of its origin."""
+
+    uri: str
+    digest: str
+    variant: str
+    store: Store
+    job: str | None = None
+    job_uid: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the source says at this moment. `artifact` is None where there is nothing to serve."""
+
+    reason: Reason
+    message: str
+    artifact: Artifact | None = None
+    job: str | None = None  # the job that is followed
+    waiting: str | None = None  # how far that job is, for the rollout column: "62%"
+
+    @property
+    def available(self) -> bool:
+        return self.reason is Reason.ARTIFACT_AVAILABLE
+
+
+def resolve(model: ModelSource, job: Manifest | None, known: Iterable[Artifact], default_store: Store | None) -> Source:
+    """`job` is the followed BigModelJob, None where there is none; `known`: earlier revisions' artefacts, newest first.
+
+    A job that is gone, failed or made anew and still training does not take away what its name published before: the
+    newest known artefact of that name stays wanted, so that a changed spec can roll out on it.
+    """
+    if model.artifact is not None:
+        return _named(model, default_store)
+    if model.from_job is None:
+        return Source(Reason.INVALID_SPEC, messages.source_unsupported("spec.model.fromJobs"))
+    name = model.from_job.name
+    last_known = next((artifact for artifact in known if artifact.job == name), None)
+    if last_known is not None and model.variant is not None and model.variant != last_known.variant:
+        last_known = None  # another variant of it can't be checked without the job
+    return _followed(name, model, job, last_known, default_store)
+
+
+def _named(model: ModelSource, default_store: Store | None) -> Source:
+    named = model.artifact
+    assert named is not None
+    store = named.store or default_store
+    if store is None:
+        return Source(Reason.STORE_NOT_SET, messages.store_not_set())
+    artifact = Artifact(named.uri, named.digest, model.variant or TRAINED_VARIANT, store)
+    return _available(artifact)
+
+
+def _followed(
+    name: str, model: ModelSource, job: Manifest | None, last_known: Artifact | None, default_store: Store | None
+) -> Source:
+    if job is None:
+        return Source(
+            Reason.JOB_NOT_FOUND, messages.job_not_found(name, last_known is not None), last_known, name, "not found"
+        )
+    status: dict[str, Any] = job.get("status") or {}
+    published = _published(status)
+    if published is None:
+        return _unpublished(name, status, last_known)
+    variant = model.variant or published.variant
+    offered = (TRAINED_VARIANT, *(v.name for v in published.variants if v.name != TRAINED_VARIANT))
+    if variant not in offered and variant != published.variant:
+        return Source(
+            Reason.VARIANT_NOT_FOUND, messages.variant_not_found(variant, offered), last_known, name, "no variant"
+        )
+    raw_store = (status.get("resolved") or {}).get("store") or job["spec"].get("store")
+    store = Store.model_validate(raw_store) if raw_store else default_store
+    if store is None:
+        return Source(Reason.STORE_NOT_SET, messages.store_not_set(), last_known, name, "no store")
+    return _available(Artifact(published.uri, published.digest, variant, store, name, job["metadata"]["uid"]))
+
+
+def _available(artifact: Artifact) -> Source:
+    message = messages.artifact_available(artifact.digest, artifact.variant, artifact.job)
+    return Source(Reason.ARTIFACT_AVAILABLE, message, artifact, artifact.job)
+
+
+def _published(status: dict[str, Any]) -> ArtifactStatus | None:
+    """What the job published, once it says that it is written and verified."""
+    if not status.get("artifact") or _condition(status, "Published").get("status") != "True":
+        return None
+    try:
+        return ArtifactStatus.model_validate(status["artifact"])
+    except ValidationError:
+        return None  # written by a version that this one can't read
+
+
+def _unpublished(name: str, status: dict[str, Any], last_known: Artifact | None) -> Source:
+    failed = _condition(status, "Failed")
+    if failed.get("status") == "True":
+        return Source(
+            Reason.JOB_FAILED, messages.job_failed(name, failed.get("message", "")), last_known, name, "failed"
+        )
+    if _condition(status, "Complete").get("status") == "True":
+        return Source(Reason.ARTIFACT_MISSING, messages.artifact_missing(name), last_known, name, "no artefact")
+    how_far = (status.get("progress") or {}).get("summary") or str(status.get("phase") or "pending").lower()
+    return Source(Reason.JOB_NOT_FINISHED, messages.job_not_finished(name, how_far), last_known, name, how_far)
+
+
+def _condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next((c for c in status.get("conditions") or [] if c.get("type") == kind), {})

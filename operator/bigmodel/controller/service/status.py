@@ -1,0 +1,375 @@
+"""What a service's status says: derived from facts and records at each pass, never an input. Pure.
+
+One function for each condition. `lastTransitionTime` is the only thing taken from the status before.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from bigmodel.api.condition import ServiceCondition
+from bigmodel.api.service import (
+    CandidateRevision,
+    GateResult,
+    ReplicaCounts,
+    RevisionResult,
+    ServedModel,
+    ServiceStatus,
+    StableRevision,
+)
+from bigmodel.controller.conditions import ConditionStatus, find, set_condition
+from bigmodel.controller.decision import Manifest, Rejection
+from bigmodel.controller.service import build, messages
+from bigmodel.controller.service.diagnosis import Diagnosis, Verification
+from bigmodel.controller.service.ledger import Ledger, may_promote, short_digest
+from bigmodel.controller.service.messages import Reason
+from bigmodel.controller.service.observe import ObservedService
+from bigmodel.controller.service.revision import Outcome, Record
+from bigmodel.controller.settings import Settings
+
+HISTORY = 5
+TEXT_STEP_SECONDS = 5  # seconds in texts move in such steps: each new text is a write
+
+Told = tuple[ConditionStatus, str, str]  # status, reason, message of a condition
+
+
+def invalid_status(service: ObservedService, now: datetime) -> Manifest:
+    """The status of a spec that can't be read: everything else stays as it was last known."""
+    told: dict[ServiceCondition, Told] = {
+        ServiceCondition.ACCEPTED: ("False", Reason.INVALID_SPEC, messages.invalid_spec(list(service.problems)))
+    }
+    status = dict(service.status)
+    known = {condition["type"] for condition in status.get("conditions", [])}
+    unknown: Told = ("Unknown", Reason.INVALID_SPEC, "Not known while the spec is not valid.")
+    told |= {kind: unknown for kind in ServiceCondition if kind not in known and kind not in told}
+    kept = {
+        ServiceCondition(condition["type"]): (condition["status"], condition["reason"], condition["message"])
+        for condition in status.get("conditions", [])
+        if condition["type"] in set(ServiceCondition) and condition["type"] != ServiceCondition.ACCEPTED
+    }
+    status["conditions"] = _conditions(service, told | kept, now)
+    status["observedGeneration"] = service.generation
+    status["message"] = told[ServiceCondition.ACCEPTED][2]
+    status.setdefault("phase", "Failed")
+    return status
+
+
+def service_status(service: ObservedService, ledger: Ledger, settings: Settings, now: datetime) -> Manifest:
+    """The complete status."""
+    assert service.spec is not None
+    told: dict[ServiceCondition, Told] = {
+        ServiceCondition.ACCEPTED: _accepted(ledger),
+        ServiceCondition.SOURCE_AVAILABLE: _source_available(ledger),
+        ServiceCondition.MODEL_VERIFIED: _model_verified(ledger),
+        ServiceCondition.PROGRESSING: _progressing(service, ledger),
+        ServiceCondition.PROMOTED: _promoted(service, ledger),
+        ServiceCondition.DEGRADED: _degraded(service, ledger),
+        ServiceCondition.READY: _ready(service, ledger, settings),
+    }
+    stable, candidate = ledger.stable, ledger.candidate
+    serves = service.selected is not None
+    status = ServiceStatus(
+        observed_generation=service.generation,
+        phase=_phase(service, ledger, told),
+        conditions=[],
+        message=_message(ledger, told),
+        url=build.stable_url(service.name, service.namespace, settings) if serves else None,
+        grpc_url=build.stable_grpc_url(service.name, service.namespace, settings) if serves else None,
+        model=ServedModel(name=service.spec.model.name or service.name),
+        replicas=_replicas(service, ledger),
+        stable=_stable(stable) if stable else None,
+        candidate=_candidate(service, ledger, candidate) if candidate else None,
+        rollout=_rollout(service, ledger, now),
+        selector=_selector(service) if serves else None,
+        gates=_gates(ledger),
+        history=_history(service.records),
+    )
+    return {**status.wire(), "conditions": _conditions(service, told, now)}
+
+
+def _conditions(service: ObservedService, told: dict[ServiceCondition, Told], now: datetime) -> list[Manifest]:
+    conditions: list[Manifest] = []
+    for kind in ServiceCondition:
+        old = find(service.status.get("conditions") or [], kind)
+        status, reason, message = told[kind]
+        conditions += set_condition([old] if old else [], kind.value, status, reason, message, service.generation, now)
+    return conditions
+
+
+# The conditions
+
+
+def _accepted(ledger: Ledger) -> Told:
+    if ledger.source.reason is Reason.INVALID_SPEC:
+        return "False", Reason.INVALID_SPEC, ledger.source.message
+    return "True", Reason.ACCEPTED, messages.accepted()
+
+
+def _source_available(ledger: Ledger) -> Told:
+    source = ledger.source
+    return "True" if source.available else "False", source.reason, source.message
+
+
+def _model_verified(ledger: Ledger) -> Told:
+    """Of the newest revision that is wanted: a rejected one shows here, though stable serves a verified one."""
+    subject = ledger.candidate or ledger.wanted_record or ledger.stable
+    if subject is None:
+        return "Unknown", Reason.NOT_YET_VERIFIED, messages.not_yet_verified()
+    outcome = subject.outcome
+    if outcome is not None and outcome.result == "Rejected":
+        return "False", outcome.reason, outcome.message
+    if outcome is not None and outcome.verified is not None:
+        return "True", outcome.verified_reason or Reason.GOLDEN_MATCHED, outcome.verified
+    diagnosis = ledger.diagnoses.get(subject.number)
+    verification = diagnosis.verification if diagnosis else None
+    if verification is not None:
+        return "True", verification.reason, verification.message
+    return "Unknown", Reason.NOT_YET_VERIFIED, messages.not_yet_verified()
+
+
+def _progressing(service: ObservedService, ledger: Ledger) -> Told:
+    assert service.spec is not None
+    if service.rejections:
+        return "False", *_rejected_child(service.rejections[0])
+    if service.spec.server.replicas == 0:
+        return "False", Reason.SCALED_TO_ZERO, messages.scaled_to_zero()
+    if ledger.candidate is not None:
+        return _rolling(service, ledger, ledger.candidate, ledger.diagnoses[ledger.candidate.number])
+    failure = _failure(ledger)
+    if failure is not None:
+        return "False", failure.reason, failure.message
+    if ledger.wanted is not None and ledger.wanted_record is None:
+        return "True", Reason.PREPARING, messages.record_pending()
+    if ledger.stable is not None:
+        return "False", Reason.ROLLOUT_COMPLETE, messages.rollout_complete(ledger.stable.number)
+    return "False", Reason.WAITING_FOR_SOURCE, messages.waiting_for_source()
+
+
+def _rejected_child(rejection: Rejection) -> tuple[str, str]:
+    if rejection.code == 409:
+        return Reason.NAME_TAKEN, messages.name_taken(rejection.manifest_kind, rejection.name)
+    if "exceeded quota" in rejection.message:
+        return Reason.QUOTA_EXCEEDED, messages.quota_exceeded(rejection.message)
+    return Reason.CHILD_REJECTED, messages.child_rejected(rejection.manifest_kind, rejection.name, rejection.message)
+
+
+def _rolling(service: ObservedService, ledger: Ledger, candidate: Record, diagnosis: Diagnosis) -> Told:
+    assert service.spec is not None
+    if diagnosis.trouble is not None and not ledger.promoting:
+        return "False", diagnosis.trouble.reason, diagnosis.trouble.message
+    wanted, ready = service.spec.server.replicas, len(diagnosis.verified)
+    if ledger.promoting or may_promote(service, ledger):
+        stage, stable = Reason.PROMOTING, None if ledger.promoting else ledger.stable
+    elif service.spec.rollout.paused and ready >= wanted:
+        return "True", Reason.PAUSED, messages.paused(candidate.number)
+    else:
+        stage, stable = diagnosis.stage, ledger.stable
+    traffic = stable.number if stable is not None and stable is not candidate else None
+    return "True", stage, messages.stage(candidate.number, stage.lower(), ready, wanted, traffic)
+
+
+def _failure(ledger: Ledger) -> Outcome | None:
+    """Why what is wanted does not serve, once that is settled."""
+    record = ledger.wanted_record
+    if record is None or record is ledger.stable or record.outcome is None or record.outcome.result == "Promoted":
+        return None
+    return None if record.outcome.reason == Reason.SUPERSEDED else record.outcome
+
+
+def _promoted(service: ObservedService, ledger: Ledger) -> Told:
+    stable = ledger.stable.number if ledger.stable else None
+    if ledger.candidate is not None:
+        before = None if ledger.promoting else stable
+        return "Unknown", Reason.ROLLOUT_IN_PROGRESS, messages.rollout_in_progress(ledger.candidate.number, before)
+    failure, record = _failure(ledger), ledger.wanted_record
+    if failure is not None and record is not None:
+        if failure.result == "Rejected":
+            return "False", Reason.REJECTED, messages.rejected(record.number, failure.message, stable)
+        retry_at = record.retry_at()
+        assert retry_at is not None
+        return "False", Reason.ABORTED, messages.aborted(record.number, failure.message, stable, retry_at)
+    if stable is not None and (ledger.wanted is None or record is ledger.stable):
+        return "True", Reason.PROMOTED, messages.promoted(stable)
+    if ledger.wanted is None:
+        return "Unknown", Reason.WAITING_FOR_SOURCE, messages.waiting_for_source()
+    if service.spec is not None and service.spec.server.replicas == 0:
+        return "Unknown", Reason.SCALED_TO_ZERO, messages.scaled_to_zero()
+    return "Unknown", Reason.ROLLOUT_IN_PROGRESS, messages.record_pending()
+
+
+def _ready(service: ObservedService, ledger: Ledger, settings: Settings) -> Told:
+    """Verified pods that requests really reach. Pods of the revision before count until the endpoints have followed."""
+    assert service.spec is not None
+    if service.spec.server.replicas == 0:
+        return "False", Reason.SCALED_TO_ZERO, messages.scaled_to_zero()
+    if service.selected is None:
+        return "False", Reason.NO_VERIFIED_REVISION, messages.no_verified_revision()
+    serving = service.endpoints & {pod.uid for pod in service.pods if pod.ready_since is not None}
+    if serving:
+        url = build.stable_url(service.name, service.namespace, settings)
+        return "True", Reason.SERVING, messages.serving(url)
+    return "False", Reason.NO_READY_ENDPOINT, messages.no_ready_endpoint(_why_stable_lacks(ledger))
+
+
+def _degraded(service: ObservedService, ledger: Ledger) -> Told:
+    assert service.spec is not None
+    if ledger.stable is None or service.spec.server.replicas == 0:
+        return "Unknown", Reason.NOT_SERVING, messages.not_serving()
+    ready, wanted = len(ledger.diagnoses[ledger.stable.number].verified), service.spec.server.replicas
+    if ready < wanted:
+        return "True", Reason.FEWER_READY, messages.fewer_ready(ready, wanted, _why_stable_lacks(ledger))
+    return "False", Reason.AS_WANTED, messages.as_wanted(wanted)
+
+
+def _why_stable_lacks(ledger: Ledger) -> str:
+    diagnosis = ledger.diagnoses.get(ledger.stable.number) if ledger.stable else None
+    return diagnosis.trouble.message if diagnosis and diagnosis.trouble else messages.waiting_for_pods()
+
+
+# The rest of the status
+
+
+def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition, Told]) -> Any:
+    assert service.spec is not None
+    if service.spec.server.replicas == 0:
+        return "ScaledToZero"
+    if told[ServiceCondition.ACCEPTED][0] == "False":
+        return "Failed"
+    if service.selected is None:
+        if ledger.candidate is not None:
+            return "Preparing"
+        return "Failed" if told[ServiceCondition.PROMOTED][0] == "False" else "Waiting"
+    if told[ServiceCondition.READY][0] == "False" or told[ServiceCondition.DEGRADED][0] == "True":
+        return "Degraded"
+    return "Serving" if ledger.candidate is None else "RollingOut"
+
+
+def _message(ledger: Ledger, told: dict[ServiceCondition, Told]) -> str:
+    """The one sentence that matters most: what is wrong, else what is going on, else where to ask."""
+    if told[ServiceCondition.ACCEPTED][0] == "False":
+        return told[ServiceCondition.ACCEPTED][2]
+    if told[ServiceCondition.PROMOTED][0] == "False":
+        return told[ServiceCondition.PROMOTED][2]
+    if told[ServiceCondition.PROGRESSING][1] == Reason.WAITING_FOR_SOURCE:
+        return told[ServiceCondition.SOURCE_AVAILABLE][2]
+    if told[ServiceCondition.PROGRESSING][1] != Reason.ROLLOUT_COMPLETE:
+        return told[ServiceCondition.PROGRESSING][2]
+    if told[ServiceCondition.DEGRADED][0] == "True":
+        return told[ServiceCondition.DEGRADED][2]
+    if ledger.source.waiting is not None:
+        return ledger.source.message
+    return told[ServiceCondition.READY][2]
+
+
+def _replicas(service: ObservedService, ledger: Ledger) -> ReplicaCounts:
+    assert service.spec is not None
+    desired = service.spec.server.replicas
+    ready = len(ledger.diagnoses[ledger.stable.number].verified) if ledger.stable else 0
+    return ReplicaCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
+
+
+def _stable(record: Record) -> StableRevision:
+    data = record.data
+    return StableRevision(
+        revision=record.number,
+        digest=data.inputs.digest,
+        short_digest=short_digest(data.inputs.digest),
+        weight=100,
+        job=data.job,
+        variant=data.inputs.variant,
+        backend=data.inputs.backend,
+        summary=f"r{record.number}",
+    )
+
+
+def _candidate(service: ObservedService, ledger: Ledger, record: Record) -> CandidateRevision:
+    diagnosis = ledger.diagnoses[record.number]
+    if ledger.promoting or may_promote(service, ledger):
+        stage: Any = "Promoting"
+    elif record.number not in service.deployments:
+        stage = "Preparing"
+    else:
+        stage = "Verifying" if diagnosis.stage is Reason.VERIFYING else "Loading"
+    return CandidateRevision(
+        revision=record.number,
+        digest=record.data.inputs.digest,
+        weight=100 if ledger.promoting else 0,
+        stage=stage,
+        timings=diagnosis.timings,
+    )
+
+
+def _selector(service: ObservedService) -> str:
+    assert service.selected is not None
+    return ",".join(f"{label}={value}" for label, value in build.selector(service.name, service.selected).items())
+
+
+def _rollout(service: ObservedService, ledger: Ledger, now: datetime) -> str:
+    """The ROLLOUT column."""
+    assert service.spec is not None
+    if service.spec.server.replicas == 0:
+        return "-"
+    if ledger.candidate is not None:
+        return _candidate_text(service, ledger, ledger.candidate, now)
+    failure, record = _failure(ledger), ledger.wanted_record
+    if failure is not None and record is not None:
+        return f"r{record.number} {failure.result.lower()}: {failure.gate or failure.reason}"
+    if ledger.wanted is None and ledger.source.job is not None and ledger.source.waiting is not None:
+        return f"waiting bmj/{ledger.source.job} {ledger.source.waiting}"
+    kept_until = ledger.kept_until(service.spec.rollout.rollback_window_seconds)
+    if ledger.previous is not None and kept_until is not None:
+        return f"r{ledger.previous.number} kept {_duration(kept_until - now)}"
+    return "-"
+
+
+def _candidate_text(service: ObservedService, ledger: Ledger, candidate: Record, now: datetime) -> str:
+    assert service.spec is not None
+    diagnosis, name = ledger.diagnoses[candidate.number], f"r{candidate.number}"
+    if ledger.promoting or may_promote(service, ledger):
+        return f"{name} promoting"
+    if diagnosis.trouble is not None:
+        return f"{name} {diagnosis.trouble.reason}"
+    if service.spec.rollout.paused and len(diagnosis.verified) >= service.spec.server.replicas:
+        return f"{name} paused"
+    since = f" {_duration(now - diagnosis.since)}" if diagnosis.since else ""
+    return f"{name} {diagnosis.stage.lower()}{since}"
+
+
+def _duration(time: timedelta) -> str:
+    """Coarse on purpose: 40s, 4m."""
+    seconds = max(0, int(time.total_seconds()))
+    return f"{seconds // TEXT_STEP_SECONDS * TEXT_STEP_SECONDS}s" if seconds < 60 else f"{seconds // 60}m"
+
+
+def _gates(ledger: Ledger) -> list[GateResult]:
+    """Verdicts on the candidate, from what its verifiers said."""
+    if ledger.candidate is None:
+        return []
+    diagnosis = ledger.diagnoses[ledger.candidate.number]
+    verification = diagnosis.verification
+    return [_parity(verification, ledger.candidate)] if verification else []
+
+
+def _parity(verification: Verification, candidate: Record) -> GateResult:
+    parity = verification.verdict.parity if verification.verdict else None
+    if parity is None:
+        value, limit = "passed", "the verifier's"
+    else:
+        value = f"{parity.worst:.1%} of the tolerance, {parity.samples} samples"
+        limit = f"|a - b| <= {parity.absolute:g} + {parity.relative:g}*|b|"
+    return GateResult(name="parity", value=value, limit=limit, verdict="Pass", at=candidate.attempt.since)
+
+
+def _history(records: tuple[Record, ...]) -> list[RevisionResult]:
+    """The last outcomes, newest first."""
+    ended = [(record.outcome.at, record.number, record, record.outcome) for record in records if record.outcome]
+    return [
+        RevisionResult(
+            revision=number,
+            digest=record.data.inputs.digest,
+            result=outcome.result,
+            gate=outcome.gate,
+            message=outcome.message,
+            at=at,
+        )
+        for at, number, record, outcome in sorted(ended, key=lambda entry: entry[:2], reverse=True)[:HISTORY]
+    ]

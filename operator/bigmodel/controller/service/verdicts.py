@@ -1,0 +1,155 @@
+"""What the verifiers say: asks pods for their verdict on a schedule and keeps the last good answer of each.
+
+An answer is untrusted input: bounded, timed out, validated, and it must speak of the revision and artefact that were
+asked about. No answer is no data: the last one is forgotten, never taken for a pass.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import aiohttp
+from pydantic import ValidationError
+
+from bigmodel.api.names import PORT_VERDICT
+from bigmodel.api.serving import PATH_VERDICT
+from bigmodel.api.verdict import VERDICT_BYTES, Verdict
+from bigmodel.controller.decision import Key
+
+ROLLOUT_SECONDS = 2.0
+IDLE_SECONDS = 300.0
+TIMEOUT_SECONDS = 2.0
+PARALLEL = 32
+TICK_SECONDS = 0.25
+# A service that nobody has followed for so long is gone: every service is looked at more often.
+FORGET_SECONDS = 1800.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One pod to ask, and what its answer must speak of. A pod whose `ready` turns is asked at once."""
+
+    uid: str
+    ip: str
+    service: str
+    revision: int
+    digest: str
+    ready: bool
+
+
+@dataclass
+class _Followed:
+    key: Key
+    target: Target
+    every_seconds: float
+    due: float  # on the monotonic clock
+    last_followed: float
+    verdict: Verdict | None = None
+    asking: bool = False
+
+
+class VerdictError(Exception):
+    """A pod gave no verdict that can be used; the text says why."""
+
+
+class VerdictSource:
+    """Follows pods and remembers what they said. `changed` is called with the service whose news it is."""
+
+    def __init__(
+        self,
+        changed: Callable[[Key], None],
+        port: int = PORT_VERDICT,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._changed = changed
+        self._port = port
+        self._clock = clock
+        self._pods: dict[str, _Followed] = {}
+
+    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None:
+        """From now on ask these pods of the service, and no others of it."""
+        now = self._clock()
+        wanted = {target.uid: target for target in targets}
+        for uid in [uid for uid, pod in self._pods.items() if pod.key == key and uid not in wanted]:
+            del self._pods[uid]
+        for uid, target in wanted.items():
+            pod = self._pods.get(uid)
+            if pod is None:
+                self._pods[uid] = _Followed(key, target, every_seconds, now, now)
+                continue
+            if pod.target != target:
+                pod.due = now
+                if replace(pod.target, ready=target.ready) != target:
+                    pod.verdict = None  # it spoke of another address or revision
+            pod.due = min(pod.due, now + every_seconds)
+            pod.target, pod.every_seconds, pod.last_followed = target, every_seconds, now
+
+    def of(self, uid: str) -> Verdict | None:
+        """The last answer of this pod; None where the last question had none."""
+        pod = self._pods.get(uid)
+        return pod.verdict if pod else None
+
+    async def run(self) -> None:
+        """Ask until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        connector = aiohttp.TCPConnector(limit=PARALLEL, force_close=True)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False) as session,
+            asyncio.TaskGroup() as tasks,
+        ):
+            while True:
+                for pod in self._due():
+                    pod.asking = True
+                    tasks.create_task(self._ask(session, pod))
+                await asyncio.sleep(TICK_SECONDS)
+
+    def _due(self) -> list[_Followed]:
+        """At most PARALLEL at a time: one that waits for a connection would spend its time-out waiting."""
+        now = self._clock()
+        for uid in [uid for uid, pod in self._pods.items() if now - pod.last_followed > FORGET_SECONDS]:
+            del self._pods[uid]
+        asking = sum(pod.asking for pod in self._pods.values())
+        due = sorted((pod for pod in self._pods.values() if pod.due <= now and not pod.asking), key=lambda pod: pod.due)
+        return due[: max(0, PARALLEL - asking)]
+
+    async def _ask(self, session: aiohttp.ClientSession, pod: _Followed) -> None:
+        target = pod.target
+        try:
+            verdict: Verdict | None = await fetch_verdict(session, target, self._port)
+        except VerdictError as error:
+            logger.debug("pod %s of %s: %s", target.uid, target.service, error)
+            verdict = None
+        pod.asking = False
+        pod.due = self._clock() + pod.every_seconds
+        if self._pods.get(target.uid) is not pod or pod.target.ip != target.ip or verdict == pod.verdict:
+            return
+        pod.verdict = verdict
+        self._changed(pod.key)
+
+
+async def fetch_verdict(session: aiohttp.ClientSession, target: Target, port: int) -> Verdict:
+    """One question. Raises VerdictError for all but a well-formed verdict on the revision that was asked about."""
+    host = f"[{target.ip}]" if ":" in target.ip else target.ip
+    try:
+        async with session.get(f"http://{host}:{port}{PATH_VERDICT}", allow_redirects=False) as response:
+            if response.status != 200:
+                raise VerdictError(f"status {response.status}")
+            body = bytearray()
+            async for chunk in response.content.iter_chunked(VERDICT_BYTES + 1):
+                body += chunk
+                if len(body) > VERDICT_BYTES:
+                    raise VerdictError(f"more than {VERDICT_BYTES} bytes")
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise VerdictError(f"no answer: {type(error).__name__} {error}") from error
+    try:
+        verdict = Verdict.model_validate_json(bytes(body))
+    except ValidationError as error:
+        raise VerdictError(f"not a verdict: {error.error_count()} errors") from error
+    said, asked = (verdict.service, verdict.revision, verdict.digest), (target.service, target.revision, target.digest)
+    if said != asked:
+        raise VerdictError(f"speaks of {said}, asked about {asked}")
+    return verdict
