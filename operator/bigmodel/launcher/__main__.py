@@ -1,0 +1,3 @@
+from bigmodel.launcher.main import main
+
+main()

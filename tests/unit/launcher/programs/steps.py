@@ -1,0 +1,54 @@
+"""STEPS steps of PAUSE seconds, without torch or a collective. The next generation goes on from the last one made.
+
+BEHAVIOUR is what goes wrong: comma-separated `rank:generation:step:act`; `*` matches any, step 0 is before the first.
+Acts: exit=N, raise=TEXT, segfault, hang.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.path.dirname(__file__))
+from diary import GENERATION, RANK, note, report
+
+STEPS = int(os.environ.get("STEPS", "20"))
+PAUSE = float(os.environ.get("PAUSE", "0.01"))
+CHECKPOINT = f"{os.environ['DIARY']}.step{RANK}"
+
+
+def misbehave(step: int) -> None:
+    for item in filter(None, os.environ.get("BEHAVIOUR", "").split(",")):
+        rank, generation, at, act = item.split(":", 3)
+        if rank not in ("*", str(RANK)) or generation not in ("*", str(GENERATION)) or at not in ("*", str(step)):
+            continue
+        name, _, value = act.partition("=")
+        match name:
+            case "exit":
+                sys.exit(int(value))
+            case "raise":
+                raise ValueError(value)
+            case "segfault":
+                os.kill(os.getpid(), signal.SIGSEGV)
+            case "hang":
+                report("Training", step, inCollective=False)
+                time.sleep(3600)
+
+
+note("start", pid=os.getpid(), env={k: v for k, v in os.environ.items() if k.isupper()}, argv=sys.argv)
+report("Starting")
+misbehave(0)
+begin = int(Path(CHECKPOINT).read_text()) if os.path.exists(CHECKPOINT) else 0
+for step in range(begin + 1, STEPS + 1):
+    time.sleep(PAUSE)
+    misbehave(step)
+    report("Training", step, inCollective=True, metrics=[{"name": "loss", "value": f"{1 / step:.4f}"}])
+    note("step", step=step)
+    with open(CHECKPOINT + ".part", "w") as file:
+        file.write(str(step))
+    os.rename(CHECKPOINT + ".part", CHECKPOINT)
+if "ARTIFACT" in os.environ and RANK == 0:
+    artifact = {"uri": "file:///a", "digest": "sha256:" + "0" * 64, "sizeBytes": 1, "variant": "default"}
+    report("Done", STEPS, artifact=artifact)
+note("end")
