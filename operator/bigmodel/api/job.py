@@ -563,6 +563,14 @@ class JobStatus(Model):
     replacements: Annotated[list[Replacement], Field(max_length=1000, description="Pods replaced in this attempt.")] = (
         Field(default_factory=list)
     )
+    pods_created: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Pods of the current attempt that have been created and are not yet counted as replaced: one that "
+            "is missing beyond these is lost.",
+        ),
+    ] = 0
     nodes: Annotated[NodeCounts | None, Field(description="Pods of the current attempt.")] = None
     selector: Annotated[Text | None, Field(description="Label selector of the pods, for the scale subresource.")] = None
     resolved: Annotated[Resolved | None, Field(description="Defaults as pinned at the first start.")] = None
