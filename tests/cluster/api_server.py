@@ -1,0 +1,90 @@
+"""A control plane without nodes for tests/api: one etcd and one kube-apiserver on loopback, gone with the process that
+asked for them.
+
+Any number of them run at once, beside the full cluster or without it. There is no controller-manager: nobody makes
+service accounts, and a deleted namespace stays Terminating.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from tests.cluster.build import build_programs
+from tests.cluster.certificates import issue_all
+from tests.cluster.client import Client, wait_until
+from tests.cluster.control_plane import apiserver_command, etcd_command
+
+ADDRESS = "127.0.0.1"
+
+
+@contextmanager
+def api_server() -> Iterator[Path]:
+    """Start etcd and the API server; yields the path of an administrator's kubeconfig (a folder of its own, deleted at
+    the end).
+
+    Call it from the main thread: the kernel kills both as soon as the *thread* that started them ends, so that nothing
+    is left even of a killed test run.
+
+    Raises:
+        SystemExit: not ready in 30 s; the message has the end of the log.
+    """
+    programs = build_programs()
+    with tempfile.TemporaryDirectory(prefix="bigmodel-api-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        etcd_port, peer_port, api_port = free_ports(3)
+        certificates = folder / "certificates"
+        server = f"https://{ADDRESS}:{api_port}"
+        issue_all(certificates, server, [ADDRESS, "localhost"], nodes={})
+        stack.enter_context(
+            _bound_to_us(etcd_command(programs, folder / "etcd", etcd_port, peer_port), folder / "etcd.log")
+        )
+        command = [
+            *apiserver_command(programs, certificates, etcd_port, ADDRESS, api_port),
+            "--endpoint-reconciler-type=none",  # loopback may not be the endpoint of a Service
+            "--disable-admission-plugins=ServiceAccount",  # nobody would make the account that it insists on
+        ]
+        process = stack.enter_context(_bound_to_us(command, folder / "kube-apiserver.log"))
+        client = Client(server, certificates)
+
+        def log_end() -> str:
+            return "\n".join((folder / "kube-apiserver.log").read_text(errors="replace").splitlines()[-15:])
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise SystemExit(f"kube-apiserver ended with {process.returncode}:\n{log_end()}")
+            return client.ready()
+
+        wait_until("API server ready", ready, 30, log_end)
+        yield certificates / "admin.kubeconfig"
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that were free a moment ago, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((ADDRESS, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def _bound_to_us(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with this block, and is killed by the kernel should this process be killed first."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+        )
+    try:
+        yield process
+    finally:
+        process.kill()  # its data is thrown away: there is nothing to end in order
+        process.wait()
