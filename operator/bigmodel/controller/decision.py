@@ -134,7 +134,9 @@ class Reconciler(Protocol):
     """One resource's rules, as the engine calls them."""
 
     kind: ResourceKind
-    children: tuple[ResourceKind, ...]  # kinds it owns: each gets a reflector, a change queues the owner
+    # Each of these kinds gets a reflector; a change queues the reconciled object.
+    children: tuple[ResourceKind, ...]  # it is their controller owner
+    related: tuple[ResourceKind, ...]  # other controllers make them, they carry its label
 
     async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> Any:
         """Collect facts into an immutable snapshot. May read caches and other objects; never writes.

@@ -20,7 +20,7 @@ SERVER_SECONDS = (
     300  # a watch is renewed so often even when all is well: a rolling restart of API servers spreads again
 )
 SILENCE_SECONDS = 90.0  # the server sends a bookmark about every minute
-NOT_SERVED_SECONDS = 30.0  # between looks at a kind that the API server does not know
+NOT_SERVED_SECONDS = 10.0  # between looks at a kind that the API server does not know
 BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.2, 30.0
 GHOSTS = 4096  # UIDs remembered after deletion
 
@@ -99,7 +99,7 @@ class Store:
             return []
         self._unindex(key, before)
         del self._objects[key]
-        return [Change("DELETED", manifest)]
+        return [Change("DELETED", before)]
 
     def listed(self, manifests: Iterable[Manifest], list_version: str, namespace: str | None = None) -> list[Change]:
         """This is all there is (in `namespace`) at `list_version`: what is not in it was deleted while nobody watched.
