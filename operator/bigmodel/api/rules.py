@@ -405,7 +405,7 @@ def _unchanged(fields: tuple[str, ...], free: str, asked: str) -> Rule:
     """One rule for many fields, and not one for each with its own path: that would take a tenth of the CRD's size."""
 
     def same(*fields: str) -> str:
-        # dyn in lists: the API server cannot estimate what comparing two optional fields costs, and refuses such a rule.
+        # dyn in lists: the API server cannot estimate what comparing two optional fields costs, it refuses such a rule.
         new, old = ([f"dyn({spec}.?{field})" for field in fields] for spec in ("self.spec", "oldSelf.spec"))
         return f"[{', '.join(new)}] == [{', '.join(old)}]"
 

@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from bigmodel.api.model import DnsName, Model, Text
 
-# Relative, without empty parts, `.` or `..`: `a/b`, never `/a`, `a/` or `a/../b`. No part begins with a dot: Go's patterns,
+# Relative, without empty parts, `.` or `..`: `a/b`, never `/a` or `a/../b`. No part begins with a dot: Go's patterns,
 # which the API server uses, cannot say "not ..".
 RelativePath = Annotated[
     str, StringConstraints(min_length=1, max_length=512, pattern=r"^[^/.\s][^/\s]*(/[^/.\s][^/\s]*)*$")
