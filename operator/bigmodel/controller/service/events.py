@@ -110,4 +110,9 @@ def _ready(old: Conditions, new: Conditions) -> Event | None:
     if condition["status"] == "True" and was["reason"] == Reason.NO_VERIFIED_REVISION:
         return None
     kind: EventType = "Normal" if condition["status"] == "True" else "Warning"
-    return Event(kind, condition["reason"], condition["message"], f"ready-{condition['lastTransitionTime']}")
+    return Event(
+        kind,
+        condition["reason"],
+        condition["message"],
+        f"ready-{condition['status']}-{condition['lastTransitionTime']}",
+    )

@@ -6,7 +6,7 @@ One function for each condition. `lastTransitionTime` is the only thing taken fr
 from datetime import datetime, timedelta
 from typing import Any
 
-from bigmodel.api.condition import ServiceCondition
+from bigmodel.api.condition import Condition, ServiceCondition
 from bigmodel.api.service import (
     CandidateRevision,
     GateResult,
@@ -87,12 +87,13 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
 
 
 def _conditions(service: ObservedService, told: dict[ServiceCondition, Told], now: datetime) -> list[Manifest]:
-    conditions: list[Manifest] = []
+    before = [Condition.model_validate(condition) for condition in service.status.get("conditions") or []]
+    conditions: list[Condition] = []
     for kind in ServiceCondition:
-        old = find(service.status.get("conditions") or [], kind)
+        old = find(before, kind)
         status, reason, message = told[kind]
         conditions += set_condition([old] if old else [], kind.value, status, reason, message, service.generation, now)
-    return conditions
+    return [condition.wire() for condition in conditions]
 
 
 # The conditions
