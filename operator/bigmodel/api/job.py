@@ -64,7 +64,12 @@ class Optimizer(Model):
         Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"],
         Field(description="Which variant of gradient descent."),
     ] = "adam"
-    learning_rate: Annotated[float, Field(gt=0, le=100, description="Step size, before the schedule.")] = 0.001
+    learning_rate: Annotated[
+        float | None,
+        Field(
+            gt=0, le=100, description="Step size, before the schedule. Default: the recipe's own for that optimizer."
+        ),
+    ] = None
     parameters: Annotated[
         Parameters, Field(description="Further arguments of the torch optimizer, for example {weight_decay: 0.01}.")
     ] = Field(default_factory=dict)
@@ -103,9 +108,7 @@ class Recipe(Model):
         Literal["mse", "mae", "huber", "cross-entropy", "bce"] | None,
         Field(description="What is minimised. Default: the recipe's own, mse for mlp."),
     ] = None
-    optimizer: Annotated[
-        Optimizer, Field(description="How the parameters move. Default: Adam with learning rate 0.001.")
-    ] = Optimizer()
+    optimizer: Annotated[Optimizer, Field(description="How the parameters move. Default: Adam.")] = Optimizer()
     schedule: Annotated[Schedule, Field(description="How the learning rate moves. Default: it does not.")] = Schedule()
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], Field(description="Number format of the forward and backward pass.")
