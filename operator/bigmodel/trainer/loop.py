@@ -1,0 +1,221 @@
+"""The train loop: a list of named calls. Shapes: B samples of this rank in one micro-batch, G samples of the global
+batch.
+
+Every number that decides something (loss, metrics, whether to stop) is equal on all ranks, so all of them take the
+same branch. A run is a function of seed, data and global batch size: the same on any number of ranks up to rounding
+(and dropout), and after any restart.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from bigmodel.api.job import Recipe, Target
+from bigmodel.trainer.data.order import Indices, Order, share
+from bigmodel.trainer.errors import InvalidRecipe, NonFiniteStep
+from bigmodel.trainer.losses import Loss
+from bigmodel.trainer.process import seed_everything
+from bigmodel.trainer.recipes.task import Samples, Task
+from bigmodel.trainer.report import Reporter
+from bigmodel.trainer.schedules import factor
+
+log = logging.getLogger(__name__)
+
+EVALUATIONS = 20  # over a whole run
+EVALUATION_BATCH = 1024
+
+
+@dataclass
+class TrainState:
+    """All that a resumed run needs: what was learned, and how many updates were made. Data order and random numbers
+    follow from `step`.
+    """
+
+    model: DistributedDataParallel
+    optimizer: Optimizer
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float  # mean over the G samples, before the update, equal on all ranks
+    gradient_norm: float | None  # L2 before clipping; None where clipping is off
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    state: TrainState,
+    data: dist.ProcessGroup,
+    device: torch.device,
+    report: Reporter,
+) -> dict[str, float]:
+    """Train to the last step or the target. Returns the validation metrics of the parameters in `state`. Collective
+    over `data`.
+
+    Raises: NonFiniteStep on every rank, before any parameter changed; InvalidRecipe.
+    """
+    rank, ranks = dist.get_rank(data), dist.get_world_size(data)
+    order = Order(len(task.train), recipe.batch_size, recipe.seed)
+    total_steps = planned_steps(task, recipe, order)
+    check_target(recipe.target, task)
+    report.total_steps = total_steps
+    learning_rates = [group["lr"] for group in state.optimizer.param_groups]
+    evaluate_every = max(1, total_steps // EVALUATIONS)
+    metrics: dict[str, float] = {}
+    while state.step < total_steps:
+        seed_everything(
+            recipe.seed, state.step, rank
+        )  # dropout: new at each step and rank, and the same after a restart
+        batch = order.global_batch(state.step)
+        for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = rate * factor(recipe.schedule, state.step, total_steps)
+        result = train_step(
+            state,
+            micro_batches(task.train, share(batch, rank, ranks), recipe.gradient_accumulation, device),
+            task.loss,
+            global_samples=len(batch),
+            data=data,
+            clip_norm=recipe.clip_norm,
+            entering_collective=report.in_collective,
+        )
+        state.step += 1
+        if state.step % evaluate_every == 0 or state.step == total_steps:
+            metrics = evaluate(state.model.module, task.validation, task.metrics, data, device)
+            log.info("step %d of %d: loss %.6g, %s", state.step, total_steps, result.loss, _words(metrics))
+        report.stepped(state.step, {"loss": result.loss, **metrics})
+        if recipe.target is not None and reached(recipe.target, metrics):
+            log.info("target reached at step %d: %s", state.step, _words(metrics))
+            break
+    return metrics
+
+
+def train_step(
+    state: TrainState,
+    batch: list[tuple[Tensor, Tensor]],
+    loss: Loss,
+    *,
+    global_samples: int,
+    data: dist.ProcessGroup,
+    clip_norm: float,
+    entering_collective: Callable[[], None],
+) -> StepResult:
+    """Update the parameters once, from one global batch. Collective: every rank of `data` must call it.
+
+    Args:   batch: this rank's micro-batches, (inputs_B…, targets_B…) on its device; all but the last only accumulate
+            gradients. clip_norm: largest L2 norm of the gradient over all parameters, 0 for no limit.
+    Raises: NonFiniteStep on every rank, before any parameter changed.
+    Source: clipping by norm, Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
+    """
+    ranks = dist.get_world_size(data)
+    state.model.train()  # type: ignore[no-untyped-call]
+    state.optimizer.zero_grad()
+    loss_sum = torch.zeros((), dtype=torch.float64)
+    for index, (inputs, targets) in enumerate(batch):
+        last = index == len(batch) - 1
+        with nullcontext() if last else state.model.no_sync():
+            losses = loss(state.model(inputs), targets)
+            # DDP averages over ranks, whose shares may differ in size: times ranks, over G, makes it the mean over
+            # the global batch.
+            scaled = losses.sum() * (ranks / global_samples)
+            if last:
+                entering_collective()
+            scaled.backward()  # type: ignore[no-untyped-call]
+        loss_sum = loss_sum + losses.detach().sum().to("cpu", torch.float64)
+    global_sum = _sum_if_finite(float(loss_sum), state.step, data)
+    gradient_norm = None
+    if clip_norm > 0:
+        gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm))
+        if not math.isfinite(gradient_norm):  # gradients are equal on all ranks by now, so all of them see it
+            raise NonFiniteStep(f"step {state.step}: the gradient's norm is {gradient_norm}; {ADVICE}")
+    state.optimizer.step()
+    return StepResult(global_sum / global_samples, gradient_norm)
+
+
+ADVICE = "parameters are those of the step before; lower learningRate, add warmupSteps or set clipNorm"
+
+
+def _sum_if_finite(loss_sum: float, step: int, data: dist.ProcessGroup) -> float:
+    """The sum over all ranks. One small all_reduce tells all of them which rank, if any, has no finite loss."""
+    rank, ranks = dist.get_rank(data), dist.get_world_size(data)
+    finite = math.isfinite(loss_sum)
+    ballot = torch.zeros(1 + ranks, dtype=torch.float64)
+    ballot[0] = loss_sum if finite else 0.0
+    ballot[1 + rank] = 0.0 if finite else 1.0
+    dist.all_reduce(ballot, group=data)
+    culprits = [str(index) for index in range(ranks) if ballot[1 + index] > 0]
+    if culprits:
+        raise NonFiniteStep(f"step {step}: the loss of rank {', '.join(culprits)} is not a finite number; {ADVICE}")
+    return float(ballot[0])
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    samples: Samples,
+    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
+    data: dist.ProcessGroup,
+    device: torch.device,
+) -> dict[str, float]:
+    """Means over all `samples`, each rank evaluating its share. Collective over `data`; equal on all ranks."""
+    model.eval()
+    mine = share(np.arange(len(samples)), dist.get_rank(data), dist.get_world_size(data))
+    sums = torch.zeros(len(metrics), dtype=torch.float64)
+    for start in range(0, len(mine), EVALUATION_BATCH):
+        inputs, targets = rows(samples, mine[start : start + EVALUATION_BATCH], device)
+        outputs = model(inputs)
+        sums += torch.stack([metric(outputs, targets).sum().double() for metric in metrics.values()]).cpu()
+    dist.all_reduce(sums, group=data)
+    return {name: float(total) / len(samples) for name, total in zip(metrics, sums, strict=True)}
+
+
+def micro_batches(samples: Samples, mine: Indices, parts: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """This rank's share of one global batch, cut for gradient accumulation. A part may be empty: DDP still wants its
+    backward.
+    """
+    return [rows(samples, part, device) for part in np.array_split(mine, parts)]
+
+
+def rows(samples: Samples, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+    chosen = torch.from_numpy(indices)
+    return samples.inputs[chosen].to(device), samples.targets[chosen].to(device)
+
+
+def planned_steps(task: Task, recipe: Recipe, order: Order) -> int:
+    if recipe.steps is not None and recipe.epochs is not None:
+        raise InvalidRecipe(f"spec.recipe has steps {recipe.steps} and epochs {recipe.epochs}; give one of them")
+    if recipe.epochs is not None:
+        return recipe.epochs * order.batches_per_epoch
+    return recipe.steps if recipe.steps is not None else task.steps
+
+
+def check_target(target: Target | None, task: Task) -> None:
+    if target is None:
+        return
+    if target.metric not in task.metrics:
+        raise InvalidRecipe(
+            f"spec.recipe.target.metric is {target.metric!r}, this recipe reports {', '.join(task.metrics)}"
+        )
+    if (target.at_most is None) == (target.at_least is None):
+        raise InvalidRecipe("spec.recipe.target wants exactly one of atMost and atLeast")
+
+
+def reached(target: Target, metrics: Mapping[str, float]) -> bool:
+    """False where the metric was not evaluated yet."""
+    value = metrics.get(target.metric)
+    if value is None:
+        return False
+    return value <= target.at_most if target.at_most is not None else value >= (target.at_least or 0.0)
+
+
+def _words(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())

@@ -1,0 +1,105 @@
+"""One rank, from its environment to the published model. `main` is what the fork server calls in every fork."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch.nn.parallel import DistributedDataParallel
+
+from bigmodel.api.job import Data, Recipe
+from bigmodel.api.names import DATASETS_DIRECTORY, ENV_GENERATION, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
+from bigmodel.api.progress import ArtifactSummary, RunPhase
+from bigmodel.api.run import TrainingRun
+from bigmodel.artifact.stores import open_store
+from bigmodel.trainer.data import datasets
+from bigmodel.trainer.errors import InvalidRecipe
+from bigmodel.trainer.loop import TrainState, train
+from bigmodel.trainer.mesh import build_mesh, degrees
+from bigmodel.trainer.optimizers import build_optimizer
+from bigmodel.trainer.process import Rank, be_deterministic, choose_device, process_group, rank_of, seed_everything
+from bigmodel.trainer.publish import publish_model
+from bigmodel.trainer.recipes import mlp
+from bigmodel.trainer.recipes.task import Task
+from bigmodel.trainer.report import Reporter
+
+log = logging.getLogger(__name__)
+
+RECIPES: dict[str, Callable[[Recipe, datasets.Dataset], Task]] = {"mlp": mlp.build}
+
+
+def main() -> None:
+    """Read the environment once, then train and publish. Errors leave through the top: whoever started the process
+    records them.
+    """
+    rank = rank_of(os.environ, ENV_GENERATION)
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stdout,
+        format=f"%(asctime)s rank {rank.rank} %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    # torch.export.load would unpickle otherwise; what we load is our own program, but habits of one process become
+    # those of another.
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    if ENV_TRAINING_RUN not in os.environ:
+        raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
+    run = TrainingRun.model_validate_json(os.environ[ENV_TRAINING_RUN])
+    report = Reporter(rank.rank, rank.generation, os.environ.get(ENV_REPORT_SOCKET), time.monotonic)
+    run_rank(run, rank, report, os.environ, Path(DATASETS_DIRECTORY))
+
+
+def run_rank(
+    run: TrainingRun, rank: Rank, report: Reporter, environ: Mapping[str, str], datasets_directory: Path
+) -> ArtifactSummary | None:
+    """Train this rank's share and, on rank 0, publish. Returns what was published, None on other ranks."""
+    recipe = known_recipe(run)
+    report.enter(RunPhase.STARTING)
+    wanted = degrees(run.parallelism, rank.world_size)
+    device = choose_device(rank)
+    be_deterministic()
+    with process_group(rank, device, run.budgets.hang_timeout_seconds, environ):
+        data_ranks = build_mesh(wanted, device).get_group("data")
+        dataset = datasets.load((recipe.data or Data()).uri, datasets_directory)
+        seed_everything(recipe.seed)  # the initial weights: the same on every rank
+        task = RECIPES[recipe.name](recipe, dataset)
+        model = DistributedDataParallel(
+            task.model.to(device), process_group=data_ranks, forward_sync_buffers=False, gradient_as_bucket_view=True
+        )
+        state = TrainState(model, build_optimizer(recipe.optimizer, model.parameters(), task.learning_rates))
+        if rank.rank == 0:
+            log_start(task, recipe, wanted.data, str(device))
+        metrics = train(task, recipe, state, data_ranks, device, report)
+    summary = None
+    if rank.rank == 0:
+        report.enter(RunPhase.PUBLISHING)
+        summary = publish_model(run, task, state.step, metrics, open_store(run.store, environ))
+        log.info("published %s (%d bytes): %s", summary.uri, summary.size_bytes, summary.digest)
+    report.enter(RunPhase.DONE, artifact=summary)
+    return summary
+
+
+def known_recipe(run: TrainingRun) -> Recipe:
+    if run.recipe is None or run.recipe.name not in RECIPES:
+        raise InvalidRecipe(
+            f"spec.recipe.name is {run.recipe.name if run.recipe else None!r}, this trainer has {', '.join(RECIPES)}"
+        )
+    return run.recipe
+
+
+def log_start(task: Task, recipe: Recipe, ranks: int, device: str) -> None:
+    log.info(
+        "recipe %s: %d parameters, %d training and %d validation samples, %d ranks on %s, batch %d, %s; to beat: %s",
+        recipe.name,
+        sum(parameter.numel() for parameter in task.model.parameters()),
+        len(task.train),
+        len(task.validation),
+        ranks,
+        device,
+        recipe.batch_size,
+        recipe.optimizer.name,
+        ", ".join(f"{name} {value:.6g}" for name, value in task.baselines.items()),
+    )
