@@ -64,7 +64,6 @@ TABLE: tuple[NotYet, ...] = (
     _only("spec.suspend", False),
     # BigModelService
     _without("spec.model.fromJobs", "use spec.model.fromJob"),
-    _without("spec.model.artifact", "use spec.model.fromJob"),
     _only("spec.model.variant", "default"),
     _only("spec.server.backend", "auto", "python"),
     _without("spec.route", "leave it out and use the in-cluster Service"),
@@ -78,11 +77,8 @@ TABLE: tuple[NotYet, ...] = (
     _only("spec.rollout.strategy", "blueGreen"),
     _only("spec.rollout.steps", [5, 25, 50]),
     _only("spec.rollout.intervalSeconds", 60),
-    _only("spec.rollout.deadlineSeconds", 3600),
-    _only("spec.rollout.onDeadline", "rollback"),
+    _only("spec.rollout.onDeadline", "rollback", "hold"),
     _only("spec.rollout.onQuiet", "promote"),
-    _only("spec.rollout.rollbackWindowSeconds", 300),
-    _only("spec.rollout.paused", False),
     _without("spec.rollout.pin"),
 )
 

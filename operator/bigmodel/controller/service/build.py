@@ -5,8 +5,7 @@ from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api import serving as pod_contract
-from bigmodel.api.run import ServingRun, StoreLocation
-from bigmodel.api.store import Store
+from bigmodel.api.run import ServingRun
 from bigmodel.controller.decision import (
     BIG_MODEL_SERVICE,
     DEPLOYMENT,
@@ -29,8 +28,8 @@ from bigmodel.controller.service.revision import (
 )
 from bigmodel.controller.service.source import Artifact
 from bigmodel.controller.settings import Settings
+from bigmodel.controller.store_location import STORE_DIRECTORY, store_location
 
-STORE_DIRECTORY = "/store"  # where a PersistentVolumeClaim store is mounted, in training and serving pods alike
 USER = 1000
 
 PORTS: tuple[dict[str, Any], ...] = (
@@ -223,16 +222,8 @@ def serving_run(namespace: str, service: str, revision: int, inputs: RevisionInp
         parity_absolute=inputs.parity.absolute,
         parity_relative=inputs.parity.relative,
         accelerators=sum(int(value) for name, value in limits.items() if is_gpu(name) and str(value).isdigit()),
+        startup_deadline_seconds=inputs.startup_deadline_seconds,
     )
-
-
-def store_location(store: Store) -> StoreLocation:
-    if store.s3 is not None:
-        uri = f"s3://{store.s3.bucket}" + (f"/{store.s3.prefix.strip('/')}" if store.s3.prefix else "")
-        return StoreLocation(uri=uri, endpoint=store.s3.endpoint, region=store.s3.region)
-    claim = store.persistent_volume_claim
-    path = claim.path.strip("/") if claim is not None and claim.path else ""
-    return StoreLocation(uri=f"file://{STORE_DIRECTORY}" + (f"/{path}" if path else ""))
 
 
 def _fetch(run: ServingRun, inputs: RevisionInputs, images: ChosenImages, settings: Settings) -> dict[str, Any]:

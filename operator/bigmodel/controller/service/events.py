@@ -80,7 +80,9 @@ def _revision(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | No
 def _progress(old: Conditions, new: Conditions, after: Mapping[str, Any]) -> Event | None:
     """Only what holds a candidate up: the stages themselves are the rollout column's."""
     condition = new[ServiceCondition.PROGRESSING]
-    if condition["reason"] in STAGES | QUIET or not _turned(old, new, ServiceCondition.PROGRESSING):
+    if condition["status"] == "Unknown" or condition["reason"] in STAGES | QUIET:
+        return None
+    if not _turned(old, new, ServiceCondition.PROGRESSING):
         return None
     candidate = after.get("candidate")
     if candidate is None and new[ServiceCondition.PROMOTED]["status"] == "False":

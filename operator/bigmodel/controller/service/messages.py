@@ -13,6 +13,7 @@ class Reason(StrEnum):
     # Accepted
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
+    NOT_SERVED = "NotServed"
     # SourceAvailable
     ARTIFACT_AVAILABLE = "ArtifactAvailable"
     JOB_NOT_FOUND = "JobNotFound"
@@ -149,10 +150,6 @@ def variant_not_found(variant: str, offered: tuple[str, ...]) -> str:
 
 def store_not_set() -> str:
     return "No store is known for the artefact: set spec.model.artifact.store, or the chart's store."
-
-
-def source_unsupported(field: str) -> str:
-    return f"{field} is not supported by this version: use spec.model.fromJob."
 
 
 # Progressing and what holds it up

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bigmodel.api import names
+from bigmodel.api.not_yet import refused
 from bigmodel.api.service import ServiceSpec
 from bigmodel.api.verdict import FetchResult, Verdict
 from bigmodel.controller.decision import (
@@ -75,7 +76,7 @@ class ObservedDeployment:
 
 @dataclass(frozen=True)
 class ObservedService:
-    """One BigModelService and all that is of it. `spec` is None where it can't be read, with `problems` saying why."""
+    """One BigModelService and all that is of it. `spec` is None where it can't be served; `problems` say why."""
 
     namespace: str
     name: str
@@ -83,7 +84,8 @@ class ObservedService:
     generation: int
     deleting: bool
     spec: ServiceSpec | None
-    problems: tuple[str, ...]
+    problems: tuple[str, ...]  # field, value, rule and way out, of each wrong field
+    readable: bool  # False: the problems are mistakes; True: this version does not do what the spec asks
     status: Mapping[str, Any]
     job: Manifest | None = None  # the followed job
     records: tuple[Record, ...] = ()  # newest last
@@ -115,6 +117,7 @@ def observed_service(
     metadata = owner["metadata"]
     name = metadata["name"]
     spec, problems = parsed_spec(owner.get("spec") or {})
+    later = () if problems else tuple(refused(owner.get("spec") or {}))
     services = {child["metadata"]["name"]: child for child in children.of(SERVICE)}
     deployments = children.of(DEPLOYMENT)
     records = [record for child in children.of(CONTROLLER_REVISION) if (record := record_of(child))]
@@ -126,8 +129,9 @@ def observed_service(
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         deleting=metadata.get("deletionTimestamp") is not None,
-        spec=spec,
-        problems=problems,
+        spec=None if later else spec,
+        problems=problems or later,
+        readable=not problems,
         status=owner.get("status") or {},
         job=job,
         records=tuple(sorted(records, key=lambda record: record.number)),
@@ -152,7 +156,7 @@ def observed_service(
 def parsed_spec(spec: Manifest) -> tuple[ServiceSpec | None, tuple[str, ...]]:
     """The spec, or what is wrong with it: one line with field, value and rule for each wrong field."""
     try:
-        return ServiceSpec.model_validate(spec), ()
+        parsed = ServiceSpec.model_validate(spec)
     except ValidationError as error:
         return None, tuple(
             "spec."
@@ -160,6 +164,16 @@ def parsed_spec(spec: Manifest) -> tuple[ServiceSpec | None, tuple[str, ...]]:
             + f": {detail['msg']}, got {str(detail['input'])[:80]!r}"
             for detail in error.errors(include_url=False)
         )
+    source = parsed.model
+    given = [
+        name
+        for name, value in (("fromJob", source.from_job), ("fromJobs", source.from_jobs), ("artifact", source.artifact))
+        if value is not None
+    ]
+    if len(given) != 1:
+        found = ", ".join(given) or "none"
+        return None, (f"spec.model: exactly one of fromJob, fromJobs and artifact is wanted, found {found}",)
+    return parsed, ()
 
 
 def followed_job(spec: Manifest) -> str | None:

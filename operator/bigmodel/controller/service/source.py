@@ -51,8 +51,7 @@ def resolve(model: ModelSource, job: Manifest | None, known: Iterable[Artifact],
     """
     if model.artifact is not None:
         return _named(model, default_store)
-    if model.from_job is None:
-        return Source(Reason.INVALID_SPEC, messages.source_unsupported("spec.model.fromJobs"))
+    assert model.from_job is not None  # observe.parsed_spec saw to it
     name = model.from_job.name
     last_known = next((artifact for artifact in known if artifact.job == name), None)
     if last_known is not None and model.variant is not None and model.variant != last_known.variant:

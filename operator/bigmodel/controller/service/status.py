@@ -33,13 +33,14 @@ Told = tuple[ConditionStatus, str, str]  # status, reason, message of a conditio
 
 
 def invalid_status(service: ObservedService, now: datetime) -> Manifest:
-    """The status of a spec that can't be read: everything else stays as it was last known."""
+    """The status of a spec that can't be served: everything else stays as it was last known."""
+    wrong = Reason.NOT_SERVED if service.readable else Reason.INVALID_SPEC
     told: dict[ServiceCondition, Told] = {
-        ServiceCondition.ACCEPTED: ("False", Reason.INVALID_SPEC, messages.invalid_spec(list(service.problems)))
+        ServiceCondition.ACCEPTED: ("False", wrong, messages.invalid_spec(list(service.problems)))
     }
     status = dict(service.status)
     known = {condition["type"] for condition in status.get("conditions", [])}
-    unknown: Told = ("Unknown", Reason.INVALID_SPEC, "Not known while the spec is not valid.")
+    unknown: Told = ("Unknown", wrong, "Not known while the spec is not accepted.")
     told |= {kind: unknown for kind in ServiceCondition if kind not in known and kind not in told}
     kept = {
         ServiceCondition(condition["type"]): (condition["status"], condition["reason"], condition["message"])
@@ -57,7 +58,7 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
     """The complete status."""
     assert service.spec is not None
     told: dict[ServiceCondition, Told] = {
-        ServiceCondition.ACCEPTED: _accepted(ledger),
+        ServiceCondition.ACCEPTED: ("True", Reason.ACCEPTED, messages.accepted()),
         ServiceCondition.SOURCE_AVAILABLE: _source_available(ledger),
         ServiceCondition.MODEL_VERIFIED: _model_verified(ledger),
         ServiceCondition.PROGRESSING: _progressing(service, ledger),
@@ -97,12 +98,6 @@ def _conditions(service: ObservedService, told: dict[ServiceCondition, Told], no
 
 
 # The conditions
-
-
-def _accepted(ledger: Ledger) -> Told:
-    if ledger.source.reason is Reason.INVALID_SPEC:
-        return "False", Reason.INVALID_SPEC, ledger.source.message
-    return "True", Reason.ACCEPTED, messages.accepted()
 
 
 def _source_available(ledger: Ledger) -> Told:
@@ -233,8 +228,6 @@ def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition
     assert service.spec is not None
     if service.spec.server.replicas == 0:
         return "ScaledToZero"
-    if told[ServiceCondition.ACCEPTED][0] == "False":
-        return "Failed"
     if service.selected is None:
         if ledger.candidate is not None:
             return "Preparing"
@@ -246,8 +239,6 @@ def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition
 
 def _message(ledger: Ledger, told: dict[ServiceCondition, Told]) -> str:
     """The one sentence that matters most: what is wrong, else what is going on, else where to ask."""
-    if told[ServiceCondition.ACCEPTED][0] == "False":
-        return told[ServiceCondition.ACCEPTED][2]
     if told[ServiceCondition.PROMOTED][0] == "False":
         return told[ServiceCondition.PROMOTED][2]
     if told[ServiceCondition.PROGRESSING][1] == Reason.WAITING_FOR_SOURCE:
@@ -277,7 +268,7 @@ def _stable(record: Record) -> StableRevision:
         weight=100,
         job=data.job,
         variant=data.inputs.variant,
-        backend=data.inputs.backend,
+        backend=None if data.inputs.backend == "auto" else data.inputs.backend,  # auto is decided in the pod
         summary=f"r{record.number}",
     )
 

@@ -48,7 +48,6 @@ def test_the_first_revision_goes_from_record_to_traffic() -> None:
         "weight": 100,
         "job": "mlp",
         "variant": "default",
-        "backend": "auto",
         "summary": "r1",
     }
     assert "candidate" not in world.status
@@ -462,14 +461,6 @@ def test_a_source_that_gives_nothing_says_why(job: dict[str, object] | None, rea
     assert world.objects == {}
 
 
-def test_a_variant_that_was_not_made_is_named_with_those_that_were() -> None:
-    world = World(a_service(model={"fromJob": {"name": "mlp"}, "variant": "int8"}), a_job())
-    world.run()
-    assert world.condition("SourceAvailable") == ("False", "VariantNotFound")
-    assert "'int8'" in world.message("SourceAvailable")
-    assert "default" in world.message("SourceAvailable")
-
-
 def test_an_artefact_named_by_digest_needs_no_job() -> None:
     source = {"artifact": {"uri": "s3://models/x/", "digest": DIGEST_A, "store": {"s3": {"bucket": "models"}}}}
     world = World(a_service(model=source))
@@ -578,6 +569,23 @@ def test_an_invalid_spec_is_refused_in_a_condition_and_what_serves_goes_on() -> 
     world.run()
     assert world.condition("Accepted") == ("True", "Accepted")
     assert world.replicas(1) == 1
+
+
+def test_a_field_of_a_later_version_is_refused_in_a_condition() -> None:
+    world = World(a_service(route={"parentRefs": [{"name": "gateway"}], "hostnames": ["mlp.example.com"]}), a_job())
+    world.run()
+    assert world.condition("Accepted") == ("False", "NotServed")
+    assert "spec.route" in world.status["message"]
+    assert world.condition("Ready") == ("Unknown", "NotServed")
+    assert world.objects == {}
+    assert [event.reason for event in world.events] == ["NotServed"]
+
+
+def test_a_source_must_be_named_once() -> None:
+    world = World(a_service(model={}), a_job())
+    world.run()
+    assert world.condition("Accepted") == ("False", "InvalidSpec")
+    assert "found none" in world.message("Accepted")
 
 
 def test_every_condition_and_the_status_speak_of_the_current_generation() -> None:

@@ -237,7 +237,7 @@ class World:
                 raise Crash(what)
 
     def _check_switch(self, first: bool) -> None:
-        """The address moves only to a revision whose pods are all verified at that moment, for the first one: one of them."""
+        """The address moves only to a revision whose pods are all verified at that moment; of the first, one."""
         ready = sum(_ready(pod) for pod in self.pods.values() if pod["deployment"] == f"{NAME}-r{self.selected}")
         wanted = 1 if first else self.owner["spec"].get("server", {}).get("replicas", 1)
         assert ready >= wanted, f"Service {NAME} moved to r{self.selected} with {ready} of {wanted} pods verified"
