@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -21,7 +21,12 @@ from obstore.store import S3Store
 
 from bigmodel.api.run import StoreLocation
 
+if TYPE_CHECKING:
+    from obstore.store import RetryConfig
+
 CHUNK_BYTES = 4 << 20
+# Of one request: about 6 s of back-off where nothing listens, 30 s where it stays unanswered.
+RETRIES: "RetryConfig" = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
 
 
 class StoreError(Exception):
@@ -112,7 +117,7 @@ class Bucket:
                 "read_timeout": timedelta(seconds=30),
                 "timeout": timedelta(days=1),
             },
-            retry_config={"max_retries": 6, "retry_timeout": timedelta(seconds=30)},
+            retry_config=RETRIES,
             **login,
         )
 
