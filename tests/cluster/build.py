@@ -32,6 +32,7 @@ PACKAGES = {
     "runc": "/usr/sbin/runc",
     "containernetworking-plugins": "/usr/lib/cni/bridge",
     "buildah": "/usr/bin/buildah",
+    "skopeo": "/usr/bin/skopeo",
     "debootstrap": "/usr/sbin/debootstrap",
     "nftables": "/usr/sbin/nft",
     "iproute2": "/usr/sbin/ip",

@@ -95,6 +95,7 @@ def _clear() -> None:
     processes.stop([name for name in processes.recorded() if name != "etcd"], grace_seconds=2)
     processes.stop(["etcd"], grace_seconds=2)
     network.remove()
+    nodes.remove_cgroups()
     for node in nodes.NODES:
         nodes.wipe(node)
     shutil.rmtree(STATE / "etcd", ignore_errors=True)

@@ -185,19 +185,16 @@ def ctr(node: Node, *arguments: str) -> str:
 
 
 def _export(reference: str) -> dict[str, Any]:
-    """Write the image into the layout EXPORT, uncompressed (it does not travel far); returns the descriptor of its
-    manifest."""
+    """Write the image's layers that are not there yet into the layout EXPORT; returns the descriptor of its manifest.
+
+    Uncompressed, because it does not travel far; that is also why it is not buildah that does it.
+    """
+    source = f"containers-storage:[{_made(STORAGE)}+{RUN}/buildah]{reference}"
     with _exporting:
-        run(
-            [
-                *_buildah("push"),
-                "--quiet",
-                "--disable-compression",
-                "--format=oci",
-                reference,
-                f"oci:{_made(EXPORT)}:{reference}",
-            ]
-        )
+        run([
+            "skopeo", "--insecure-policy", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers",
+            source, f"oci:{_made(EXPORT)}:{reference}",
+        ])  # fmt: skip
         index = json.loads((EXPORT / "index.json").read_text())
     return next(
         descriptor for descriptor in index["manifests"]

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Process 1 of a node: it lives in the node's new network, mount, process and host name namespaces and holds them open. When it is killed the
 # kernel kills every process of the node, and with the last one go its mounts and its network link: a node leaves nothing behind.
-# Usage: node-init.sh NAME FOLDER. Prints its process id as the machine sees it, once the node is furnished.
+# Usage: node-init.sh NAME FOLDER. Prints its process id as the machine sees it, once the node is furnished, and waits for a line that says it
+# was recorded: a node that nobody could find again must not live on.
 set -eu
 read -r pid _ < /proc/self/stat # /proc is still the machine's here
 mount -t proc proc /proc
@@ -12,6 +13,7 @@ mount --bind "$2/cni" /var/lib/cni
 hostname "$1"
 ip link set lo up
 echo "$pid"
+read -r _recorded
 exec > /dev/null 2>&1 < /dev/null
 # Orphans (container shims) become children of process 1: the shell's wait buries them.
 while :; do

@@ -7,7 +7,7 @@ import json
 import shutil
 import socket
 import subprocess
-import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -125,7 +125,7 @@ def kubelet_config(node: Node) -> dict[str, Any]:
         "containerRuntimeEndpoint": f"unix://{CONTAINERD_SOCKET}",
         "clusterDNS": [HOST_ADDRESS], "clusterDomain": CLUSTER_DOMAIN, "resolvConf": "",
         "failCgroupV1": False, "failSwapOn": False,
-        "cgroupDriver": "cgroupfs", "cgroupRoot": f"/bigmodel-{node.name}",
+        "cgroupDriver": "cgroupfs",
         "cgroupsPerQOS": False, "enforceNodeAllocatable": [],
         "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True},
                            "x509": {"clientCAFile": f"{CERTIFICATES}/ca.crt"}},
@@ -136,13 +136,6 @@ def kubelet_config(node: Node) -> dict[str, Any]:
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "volumeStatsAggPeriod": "0s",
     }  # fmt: skip
-
-
-def cgroup_folders(node: Node) -> list[Path]:
-    """This node's cgroup in every hierarchy of version 1, or in the one of version 2."""
-    root = Path("/sys/fs/cgroup")
-    hierarchies = [root] if (root / "cgroup.controllers").exists() else sorted(root.iterdir())
-    return [folder / f"bigmodel-{node.name}" for folder in hierarchies if (folder / "cgroup.procs").exists()]
 
 
 def start_node(node: Node, programs: Path, pause_image: str) -> bool:
@@ -161,8 +154,6 @@ def start_node(node: Node, programs: Path, pause_image: str) -> bool:
     (node.folder / "containerd.toml").write_text(containerd_config(node, pause_image))
     (node.folder / "cni-config" / "10-bigmodel.conflist").write_text(json.dumps(cni_config(node), indent=1))
     (node.folder / "kubelet.yaml").write_text(json.dumps(kubelet_config(node), indent=1))
-    for folder in cgroup_folders(node):
-        folder.mkdir(exist_ok=True)
     _start_init(node)
     _connect(node)
     _inside(node, "containerd", ["/usr/bin/containerd", "--config", f"{node.folder}/containerd.toml"])
@@ -203,8 +194,6 @@ def stop_node(node: Node) -> None:
     processes.stop(node.process_names, grace_seconds=0)  # nothing on the node may notice
     # The link goes with its other end, but the kernel takes its time; the next start must not meet it.
     subprocess.run(["ip", "link", "delete", node.link], capture_output=True)
-    for folder in cgroup_folders(node):
-        _remove_cgroup(folder)
 
 
 def link_down(node: Node) -> None:
@@ -268,7 +257,7 @@ def _start_init(node: Node) -> None:
     with (LOGS / f"{node.name}.log").open("ab") as log:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,
@@ -276,12 +265,13 @@ def _start_init(node: Node) -> None:
             text=True,
         )
     process.returncode = 0  # meant to outlive us
-    assert process.stdout is not None
-    answer = process.stdout.readline().strip()
-    process.stdout.close()
-    if not answer:
-        raise SystemExit(f"{node.name} could not be furnished:\n{processes.log_tail(node.name)}")
-    processes.write_record(node.name, processes.record_of(int(answer), command))
+    assert process.stdin is not None and process.stdout is not None
+    with process.stdin, process.stdout:
+        answer = process.stdout.readline().strip()
+        if not answer:
+            raise SystemExit(f"{node.name} could not be furnished:\n{processes.log_tail(node.name)}")
+        processes.write_record(node.name, processes.record_of(int(answer), command))
+        process.stdin.write("recorded\n")
 
 
 def _connect(node: Node) -> None:
@@ -320,26 +310,15 @@ def _accepts(socket_path: Path) -> bool:
     return True
 
 
-def _remove_cgroup(folder: Path) -> None:
-    """Remove a cgroup and those below it: only empty ones can be removed, and the kernel empties them a moment after
-    the kill."""
-    if not folder.exists():
-        return
-    deadline = time.monotonic() + 5
-    for path in sorted([folder, *(path for path in folder.rglob("*") if path.is_dir())], reverse=True):
-        while True:
-            try:
-                path.rmdir()
-                break
-            except FileNotFoundError:
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    return  # a leftover cgroup is empty of processes and harms nobody
-                time.sleep(0.05)
-
-
 def wipe(node: Node) -> None:
     """Forget the pods of a past cluster, and keep the images, which are expensive."""
     shutil.rmtree(node.folder / "kubelet", ignore_errors=True)
     shutil.rmtree(node.folder / "log", ignore_errors=True)
+
+
+def remove_cgroups() -> None:
+    """Remove the control groups of containers that died with their node; the kernel refuses where a process lives."""
+    root = Path("/sys/fs/cgroup")
+    for folder in [*root.glob("k8s.io/*/"), *root.glob("*/k8s.io/*/")]:  # cgroup version 2, version 1
+        with suppress(OSError):
+            folder.rmdir()
