@@ -1,1 +1,4 @@
-"""BigModelJob: observe.py (facts) → decide.py (pure) → build.py (pure manifests), and one file for each rule that decide calls."""
+"""BigModelJob: observe.py (facts) → decide.py (pure) → build.py (pure manifests), and a file for each rule it calls.
+
+Only progress.py and reconciler.py may wait for anything; what the others need comes as an argument.
+"""

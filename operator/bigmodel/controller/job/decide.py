@@ -1,0 +1,393 @@
+"""What to do about one BigModelJob now: a list of named calls on facts. No clock, no IO.
+
+A pass either writes status, or makes the children match the status that is written: never both where the one follows
+from the other. A counter (attempt, replacements, restarts) and an end (Complete, Failed) are written before the act, so
+a crash between any two writes leaves a state that the next pass understands:
+
+    counted attempt → Service, NetworkPolicy, PodGroup, pods → a lost pod: counted replacement → successor
+                                                             → more than that: counted attempt → old pods go, new gang
+                                                             → the end: Complete or Failed → what still runs is stopped
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from bigmodel.api import names
+from bigmodel.api.condition import JobCondition
+from bigmodel.api.job import JobStatus, NodeCounts, Replacement
+from bigmodel.api.progress import RunPhase
+from bigmodel.controller.conditions import is_true, whole_seconds
+from bigmodel.controller.decision import (
+    BIG_MODEL_JOB,
+    POD,
+    POD_GROUP,
+    Decision,
+    Deletion,
+    Manifest,
+    Relabel,
+)
+from bigmodel.controller.job import build, failure, incidents, messages, status
+from bigmodel.controller.job.accept import problem
+from bigmodel.controller.job.events import events_between
+from bigmodel.controller.job.failure import Cause, Failure, Loss
+from bigmodel.controller.job.gang import Gang, arrange
+from bigmodel.controller.job.messages import Reason
+from bigmodel.controller.job.observe import ObservedJob
+from bigmodel.controller.job.reports import BadReport, artifact_of
+from bigmodel.controller.settings import Settings
+from bigmodel.controller.store_location import store_location
+
+
+def decide(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
+    if job.deleting or job.managed_by is not None:
+        return Decision()
+    if job.status.finished is not None or is_true(job.status.conditions, JobCondition.FINISHED):
+        return _after_the_end(job, now)
+    if job.status.start_time is None:
+        return _refused(job, settings, now) or _first_start(job, settings, now)
+    if job.spec is None:
+        return _unreadable(job, settings, now)
+    gang = arrange(job, job.status)
+    return (
+        _completed(job, gang, now)
+        or _ended_by_its_launchers(job, gang, now)
+        or _past_deadline(job, now)
+        or _resized(job, gang, now)
+        or _lost_pods(job, gang, now)
+        or _never_started(job, gang, now)
+        or _not_placed(job, gang, now)
+        or _under_way(job, gang, settings, now)
+    )
+
+
+# Before the first gang
+
+
+def _refused(job: ObservedJob, settings: Settings, now: datetime) -> Decision | None:
+    if (found := problem(job, settings)) is None:
+        return None
+    return _told(job, status.of_problem(job, found, now), Decision())
+
+
+def _unreadable(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
+    """A running job whose spec another version wrote: its pods are left alone until it can be read."""
+    found = problem(job, settings)
+    assert found is not None
+    return _told(job, status.of_problem(job, found, now), Decision())
+
+
+def _first_start(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
+    """From here on work and placement are frozen, and image and store pinned."""
+    assert job.spec is not None
+    started = job.status.model_copy(
+        update={
+            "attempt": max(1, job.status.attempt),
+            "start_time": whole_seconds(now),
+            "resolved": build.resolved(job, settings),
+            "nodes": NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}"),
+        }
+    )
+    return _counted(job, started, now)
+
+
+# Ends
+
+
+def _completed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """Index 0 goes last and with exit code 0 only when all ranks of all pods were done."""
+    first = gang.current.get(0)
+    if first is None or not first.succeeded:
+        return None
+    lost = {loss.index for loss in failure.losses(gang, now)}
+    if any(not pod.terminal and pod.index not in lost for pod in gang.pods):
+        return None
+    assert job.status.resolved is not None
+    try:
+        if first.last_word is None:
+            raise BadReport("index 0 left no last word")
+        uri = store_location(job.status.resolved.store).uri
+        artifact = artifact_of(first.last_word, uri, job.namespace, job.name)
+    except BadReport as error:
+        return _failed(job, Failure(Reason.ARTIFACT_MISSING, messages.artifact_missing(str(error))), now)
+    return _told(job, status.of_complete(job, job.status, artifact, now), Decision(again=True))
+
+
+def _ended_by_its_launchers(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    found = failure.gang_ended(gang)
+    return _failed(job, found, now) if found is not None else None
+
+
+def _past_deadline(job: ObservedJob, now: datetime) -> Decision | None:
+    deadline = _deadline(job)
+    if deadline is None or now < deadline:
+        return None
+    assert job.spec is not None
+    seconds = job.spec.active_deadline_seconds or 0
+    return _failed(job, Failure(Reason.DEADLINE_EXCEEDED, messages.deadline_exceeded(seconds)), now)
+
+
+def _failed(job: ObservedJob, why: Failure, now: datetime) -> Decision:
+    """Only told: pods are stopped by the next pass, which finds it written."""
+    return _told(job, status.of_failed(job, job.status, why, now), Decision(again=True))
+
+
+def _after_the_end(job: ObservedJob, now: datetime) -> Decision:
+    """Absorbing. What still runs is stopped, what has ended is kept for its log, until the TTL takes it all."""
+    running = [pod for pod in job.pods if not pod.terminal and pod.deleted_until is None]
+    deletions = [Deletion(POD, pod.name, pod.uid) for pod in running]
+    ends = _end_of_life(job)
+    if ends is not None and now >= ends:
+        deletions.append(Deletion(BIG_MODEL_JOB, job.name, job.uid))
+    requeue = max(0.0, (ends - now).total_seconds()) if ends is not None and now < ends else None
+    return _told(job, status.of_finished(job), Decision(delete=tuple(deletions), requeue_after=requeue))
+
+
+# Losses
+
+
+def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """One lost pod is replaced; more, or one that others no longer wait for, cost the attempt."""
+    lost = failure.losses(gang, now)
+    if not lost:
+        return None
+    assert job.spec is not None
+    policy, before = job.spec.failure_policy, job.status
+    worst = failure.worst(lost)
+    if (why := failure.spent(worst, before.restarts, before.incidents, policy)) is not None:
+        return _failed(job, why, now)
+    counted = before.model_copy(
+        update={
+            "restarts": failure.paid(worst, before.restarts, policy),
+            "incidents": incidents.added(before.incidents, incidents.of_loss(worst, gang.attempt, now)),
+        }
+    )
+    if len(lost) > 1 or any(pod.succeeded for pod in gang.pods):
+        return _counted(job, _next_attempt(job, counted), now)
+    return _counted(job, _with_replacement(counted, gang, worst), now)
+
+
+def _with_replacement(counted: JobStatus, gang: Gang, loss: Loss) -> JobStatus:
+    counts = {**gang.replacements, loss.index: gang.replacements.get(loss.index, 0) + 1}
+    return counted.model_copy(
+        update={
+            "replacements": [Replacement(index=index, count=count) for index, count in sorted(counts.items())],
+            "pods_created": min(counted.pods_created, gang.size - 1),
+        }
+    )
+
+
+def _next_attempt(job: ObservedJob, counted: JobStatus) -> JobStatus:
+    assert job.spec is not None
+    return counted.model_copy(
+        update={
+            "attempt": counted.attempt + 1,
+            "replacements": [],
+            "pods_created": 0,
+            "nodes": NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}"),
+        }
+    )
+
+
+def _resized(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """spec.nodes was edited: the gang is made anew with as many, at nobody's cost."""
+    assert job.spec is not None
+    if job.spec.nodes == gang.size:
+        return None
+    return _new_attempt_without_cost(job, Cause.RESIZED, messages.resized(gang.size, job.spec.nodes), now)
+
+
+def _never_started(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """All pods have nodes, for startDeadlineSeconds, and no step was made since: the user's fault the first time."""
+    deadline = _start_deadline(job, gang)
+    if deadline is None or now < deadline:
+        return None
+    assert job.spec is not None
+    seconds = job.spec.scheduling.start_deadline_seconds
+    why = status.of_gang(job, job.status, now).message or ""
+    text = messages.start_deadline_exceeded(seconds, why)
+    policy, before = job.spec.failure_policy, job.status
+    if before.first_step_time is None and gang.attempt == 1:
+        return _failed(job, Failure(Reason.START_DEADLINE_EXCEEDED, text), now)
+    loss = Loss(0, Cause.NEVER_STARTED, failure.Fault.INFRASTRUCTURE, text)
+    if (spent := failure.spent(loss, before.restarts, before.incidents, policy)) is not None:
+        return _failed(job, spent, now)
+    incident = incidents.of_attempt(Cause.NEVER_STARTED, text, gang.attempt, now)
+    counted = before.model_copy(
+        update={
+            "restarts": failure.paid(loss, before.restarts, policy),
+            "incidents": incidents.added(before.incidents, incident),
+        }
+    )
+    return _counted(job, _next_attempt(job, counted), now)
+
+
+def _not_placed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """Without a PodGroup placed pods hold nodes while others wait: all are released and tried again, at no cost."""
+    deadline = _placement_deadline(job, gang)
+    if deadline is None or now < deadline:
+        return None
+    assert job.spec is not None
+    text = messages.released(job.spec.scheduling.start_deadline_seconds)
+    return _new_attempt_without_cost(job, Cause.NOT_PLACED, text, now)
+
+
+def _new_attempt_without_cost(job: ObservedJob, cause: Cause, text: str, now: datetime) -> Decision:
+    incident = incidents.of_attempt(cause, text, job.status.attempt, now)
+    counted = job.status.model_copy(update={"incidents": incidents.added(job.status.incidents, incident)})
+    return _counted(job, _next_attempt(job, counted), now)
+
+
+# Under way
+
+
+def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) -> Decision:
+    """Children as the status has them counted."""
+    resume = failure.pause_until(job.status.incidents)
+    waits = resume is not None and now < resume
+    service = build.headless_service(job, gang.attempt)
+    policy = build.network_policy(job)
+    name = service["metadata"]["name"]
+    create: list[Manifest] = []
+    apply: list[Manifest] = []
+    (apply if name in job.services else create).append(service)
+    (apply if name in job.network_policies else create).append(policy)
+    if not waits:
+        create += _missing_gang(job, gang, settings)
+    acts = Decision(
+        relabel=_relabelled(job, gang),
+        create=tuple(create),
+        apply=tuple(apply),
+        delete=_leftovers(gang),
+        requeue_after=_seconds_until([resume if waits else None, *_deadlines(job, gang)], now),
+    )
+    return _told_at_leisure(job, status.of_gang(job, job.status, now), acts, now)
+
+
+def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings) -> list[Manifest]:
+    """The PodGroup, then the pods that are still to be made."""
+    assert job.spec is not None
+    fresh = not gang.has_started and not gang.current
+    wanted = job.spec.scheduling.gang != "none"
+    if fresh and job.spec.scheduling.gang == "podGroup" and not job.pod_group_served:
+        return []  # told by Admitted
+    grouped = gang.group is not None or any(pod.group for pod in gang.pods)
+    grouped = grouped or (fresh and wanted and job.pod_group_served)
+    pods = [
+        build.node_pod(job, settings, gang.attempt, gang.size, index, gang.replacements.get(index, 0), grouped)
+        for index in gang.missing
+    ]
+    if grouped and gang.group is None:
+        return [build.pod_group(job, gang.attempt, gang.size), *pods]
+    return pods
+
+
+def _relabelled(job: ObservedJob, gang: Gang) -> tuple[Relabel, ...]:
+    """Replaced pods leave the DNS; labels that somebody edited on living ones are put back."""
+    relabels = [
+        Relabel(POD, pod.name, pod.uid, {names.LABEL_ACTIVE: "false"})
+        for pod in gang.superseded
+        if pod.labels.get(names.LABEL_ACTIVE) != "false"
+    ]
+    for pod in gang.pods:
+        labels = build.pod_labels(job, gang.attempt, pod.index)
+        edited = {name: value for name, value in labels.items() if pod.labels.get(name) != value}
+        if edited:
+            relabels.append(Relabel(POD, pod.name, pod.uid, edited))
+    return tuple(relabels)
+
+
+def _leftovers(gang: Gang) -> tuple[Deletion, ...]:
+    """Of earlier attempts and of replaced pods: what still runs, and groups that hold nothing any more.
+
+    What ended by itself in the attempt before stays, for its log.
+    """
+    pods = [
+        pod
+        for pod in (*gang.earlier, *gang.superseded)
+        if pod.deleted_until is None and (not pod.terminal or pod.attempt < gang.attempt - 1)
+    ]
+    return (
+        *(Deletion(POD, pod.name, pod.uid) for pod in pods),
+        *(Deletion(POD_GROUP, group.name, group.uid) for group in gang.earlier_groups),
+    )
+
+
+# Deadlines
+
+
+def _deadline(job: ObservedJob) -> datetime | None:
+    if job.spec is None or job.spec.active_deadline_seconds is None or job.status.start_time is None:
+        return None
+    return job.status.start_time + timedelta(seconds=job.spec.active_deadline_seconds)
+
+
+def _start_deadline(job: ObservedJob, gang: Gang) -> datetime | None:
+    """Runs from the moment all pods have nodes, never while queued. None: not running, or met.
+
+    Pods that all run and do not tell how far they are prove nothing: their launchers keep the same deadline.
+    """
+    assert job.spec is not None
+    bound_at, progress = gang.all_bound_at, gang.reported
+    if bound_at is None or (gang.all_run and progress is None):
+        return None
+    if gang.all_run and progress is not None:
+        stepped = progress.first_step_at is not None and progress.first_step_at >= bound_at.timestamp()
+        if stepped or progress.phase is not RunPhase.STARTING:
+            return None
+    return bound_at + timedelta(seconds=job.spec.scheduling.start_deadline_seconds)
+
+
+def _placement_deadline(job: ObservedJob, gang: Gang) -> datetime | None:
+    assert job.spec is not None
+    held = gang.pods
+    if gang.all_bound or not held or all(pod.group for pod in held) or gang.replacements:
+        return None
+    return min(pod.created for pod in held) + timedelta(seconds=job.spec.scheduling.start_deadline_seconds)
+
+
+def _end_of_life(job: ObservedJob) -> datetime | None:
+    seconds = job.raw_spec.get("ttlSecondsAfterFinished")
+    if not isinstance(seconds, int) or job.status.completion_time is None:
+        return None
+    return job.status.completion_time + timedelta(seconds=seconds)
+
+
+def _deadlines(job: ObservedJob, gang: Gang) -> Sequence[datetime | None]:
+    """Also the ends of grace periods: a pod that outlives its own is lost."""
+    graces = [pod.deleted_until for pod in gang.pods if not pod.terminal]
+    return [_deadline(job), _start_deadline(job, gang), _placement_deadline(job, gang), *graces]
+
+
+def _seconds_until(times: Sequence[datetime | None], now: datetime) -> float | None:
+    rest = [(time - now).total_seconds() for time in times if time is not None]
+    return max(0.0, min(rest)) if rest else None
+
+
+# Telling
+
+
+def _counted(job: ObservedJob, counters: JobStatus, now: datetime) -> Decision:
+    """Written first; the next pass, at once, acts on what it finds written."""
+    return _told(job, status.of_gang(job, counters, now), Decision(again=True))
+
+
+def _told(job: ObservedJob, wanted: JobStatus, acts: Decision) -> Decision:
+    if wanted == job.status:
+        return acts
+    return _with_status(job, wanted, acts)
+
+
+def _told_at_leisure(job: ObservedJob, wanted: JobStatus, acts: Decision, now: datetime) -> Decision:
+    """Progress alone may wait a few seconds; everything else is told at once."""
+    told, rest = status.throttled(job, wanted, now)
+    if told is not None:
+        return _with_status(job, told, acts)
+    if rest is None:
+        return acts
+    requeue = rest if acts.requeue_after is None else min(rest, acts.requeue_after)
+    return replace(acts, requeue_after=requeue)
+
+
+def _with_status(job: ObservedJob, wanted: JobStatus, acts: Decision) -> Decision:
+    return replace(acts, status=wanted.wire(), events=events_between(job, wanted))

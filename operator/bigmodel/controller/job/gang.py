@@ -1,0 +1,103 @@
+"""The pods of a job, arranged by what the counters in its status say about them. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from bigmodel.api import names
+from bigmodel.api.job import JobStatus
+from bigmodel.api.progress import Progress
+from bigmodel.controller.job.observe import ObservedJob, ObservedPod, ObservedPodGroup, Pulled
+
+
+@dataclass(frozen=True)
+class Gang:
+    """The current attempt, and what is left of earlier ones."""
+
+    attempt: int
+    size: int
+    replacements: Mapping[int, int]  # by index; 0 where none
+    current: Mapping[int, ObservedPod]  # by index, the newest replacement that was counted
+    superseded: tuple[ObservedPod, ...]  # predecessors of replaced pods
+    earlier: tuple[ObservedPod, ...]  # of earlier attempts
+    group: ObservedPodGroup | None
+    earlier_groups: tuple[ObservedPodGroup, ...]
+    created: int  # status.podsCreated
+    reported: Progress | None  # of this attempt: pulled from index 0, or its last word's
+    pulled: Pulled | None  # from the pod that is index 0 now
+
+    @property
+    def pods(self) -> tuple[ObservedPod, ...]:
+        return tuple(self.current[index] for index in sorted(self.current))
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        return tuple(index for index in range(self.size) if index not in self.current)
+
+    @property
+    def vanished(self) -> tuple[int, ...]:
+        """Indexes whose pod existed and is gone: more are missing than were still to be created."""
+        return self.missing if len(self.missing) > self.size - self.created else ()
+
+    @property
+    def complete(self) -> bool:
+        return not self.missing
+
+    @property
+    def all_bound(self) -> bool:
+        return self.complete and all(pod.bound for pod in self.pods)
+
+    @property
+    def all_bound_at(self) -> datetime | None:
+        """Since when the whole gang has nodes."""
+        times = [pod.bound_at for pod in self.pods if pod.bound_at is not None]
+        return max(times) if self.complete and len(times) == self.size else None
+
+    @property
+    def all_run(self) -> bool:
+        return self.complete and all((pod.running and pod.deleted_until is None) or pod.succeeded for pod in self.pods)
+
+    @property
+    def has_started(self) -> bool:
+        """This attempt had all its pods once."""
+        return self.created >= self.size or bool(self.replacements)
+
+    def name_of(self, job: ObservedJob, index: int) -> str:
+        return names.node_pod(job.name, job.uid, self.attempt, index, self.replacements.get(index, 0))
+
+
+def size_of(job: ObservedJob, status: JobStatus) -> int:
+    """Pods of the current attempt: fixed when it was counted, so that an edit of spec.nodes is a new attempt."""
+    if status.nodes is not None and status.attempt:
+        return status.nodes.desired
+    return job.spec.nodes if job.spec is not None else 0
+
+
+def arrange(job: ObservedJob, status: JobStatus) -> Gang:
+    """`status`: the job's own, or one whose counters were raised and are about to be written."""
+    replacements = {r.index: r.count for r in status.replacements if r.count}
+    of_attempt = [pod for pod in job.pods if pod.attempt == status.attempt]
+    current = {pod.index: pod for pod in of_attempt if pod.replacement == replacements.get(pod.index, 0)}
+    size = size_of(job, status)
+    first = current.get(0)
+    pulled = job.pulled if job.pulled is not None and first is not None and job.pulled.pod_uid == first.uid else None
+    return Gang(
+        attempt=status.attempt,
+        size=size,
+        replacements=replacements,
+        current={index: pod for index, pod in current.items() if index < size},
+        superseded=tuple(pod for pod in of_attempt if pod.replacement < replacements.get(pod.index, 0)),
+        earlier=tuple(pod for pod in job.pods if pod.attempt < status.attempt),
+        group=next((group for group in job.pod_groups if group.attempt == status.attempt), None),
+        earlier_groups=tuple(group for group in job.pod_groups if group.attempt < status.attempt),
+        created=status.pods_created,
+        reported=_reported(first, pulled),
+        pulled=pulled,
+    )
+
+
+def _reported(first: ObservedPod | None, pulled: Pulled | None) -> Progress | None:
+    """A last word is later than anything that was pulled."""
+    if first is not None and first.last_word is not None and first.last_word.progress is not None:
+        return first.last_word.progress
+    return pulled.progress if pulled is not None else None

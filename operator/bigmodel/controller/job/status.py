@@ -1,0 +1,369 @@
+"""What a job's status says: derived at each pass from facts and counters. Pure.
+
+One function for each condition. Counters, incidents and times are facts of their own: they are handed in, raised.
+From the conditions before, only lastTransitionTime is taken, and what was known of a running gang while nothing new is.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from bigmodel.api import names
+from bigmodel.api.condition import Condition, JobCondition
+from bigmodel.api.job import ArtifactStatus, JobStatus, NodeCounts
+from bigmodel.api.job import Progress as ProgressStatus
+from bigmodel.api.progress import ArtifactSummary, Progress, RunPhase
+from bigmodel.controller.conditions import carried_to, find, is_true, set_condition, whole_seconds
+from bigmodel.controller.decision import Rejection
+from bigmodel.controller.job import goodput, messages
+from bigmodel.controller.job.accept import Problem, processes_per_node
+from bigmodel.controller.job.failure import Failure, total
+from bigmodel.controller.job.gang import Gang, arrange
+from bigmodel.controller.job.incidents import clamped, merged
+from bigmodel.controller.job.messages import Reason
+from bigmodel.controller.job.observe import ObservedJob, ObservedPod, Pulled
+
+Told = tuple[Literal["True", "False", "Unknown"], Reason, str]  # status, reason, message of a condition
+
+SHORT_DIGEST = 12
+# At most one write in so many seconds for what changes all the time: progress, goodput, counts of nodes.
+YOUNG_SECONDS = 60
+WRITE_SECONDS_YOUNG = 2
+WRITE_SECONDS = 10
+LONGEST_SECONDS = 10**9  # of an estimate
+UNREACHABLE_SECONDS = 30  # without an answer of a running index 0 before we speak of it
+
+IMAGE_WAITS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError")
+CONFIG_WAITS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+
+
+def of_problem(job: ObservedJob, problem: Problem, now: datetime) -> JobStatus:
+    """A spec that is not taken: everything else stays as it was last known."""
+    told: dict[JobCondition, Told] = {JobCondition.ACCEPTED: ("False", problem.reason, problem.message)}
+    unknown: Told = ("Unknown", problem.reason, "Not known while the spec is not accepted.")
+    for kind in list(JobCondition)[:7]:
+        if kind is not JobCondition.ACCEPTED and find(job.status.conditions, kind) is None:
+            told[kind] = unknown
+    conditions = _conditions(carried_to(job.status.conditions, job.generation), told, job.generation, now)
+    return _summed_up(job, job.status, conditions)
+
+
+def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
+    """A job that is under way. `counters` may be raised against what is written."""
+    gang = arrange(job, counters)
+    status = _with_reported(job, counters, gang, now)
+    if gang.all_run and status.running_time is None:
+        status = status.model_copy(update={"running_time": whole_seconds(now)})
+    told: dict[JobCondition, Told] = {
+        JobCondition.ACCEPTED: ("True", Reason.ACCEPTED, messages.accepted(gang.size)),
+        JobCondition.ADMITTED: _admitted(job, gang),
+        JobCondition.RUNNING: _running(job, status, gang),
+        JobCondition.SUSPENDED: ("False", Reason.NOT_SUSPENDED, messages.not_suspended()),
+        JobCondition.CHECKPOINT_HEALTHY: ("Unknown", Reason.NO_CHECKPOINT_YET, messages.no_checkpoint_yet()),
+        JobCondition.DEGRADED: _degraded(job, status, gang, now),
+        JobCondition.PUBLISHED: ("Unknown", Reason.NOT_YET_PUBLISHED, messages.not_yet_published()),
+    }
+    update: dict[str, Any] = {
+        "pods_created": max(counters.pods_created, len(gang.current)),
+        "nodes": _nodes(gang),
+        "selector": f"{names.LABEL_JOB}={job.name}",
+        "goodput": goodput.booked(job.status, _first_step_at(gang, now), now),
+        "progress": _progress(gang, now) or status.progress,
+    }
+    conditions = _conditions(job.status.conditions, told, job.generation, now)
+    return _summed_up(job, status.model_copy(update=update), conditions)
+
+
+def of_complete(job: ObservedJob, counters: JobStatus, artifact: ArtifactSummary, now: datetime) -> JobStatus:
+    status = of_gang(job, counters, now)
+    short = artifact.digest.removeprefix("sha256:")[:SHORT_DIGEST]
+    update = {
+        "artifact": ArtifactStatus(**artifact.model_dump(), short_digest=short),
+        "completion_time": whole_seconds(now),
+        "finished": "True",
+    }
+    told: dict[JobCondition, Told] = {
+        JobCondition.RUNNING: ("False", Reason.JOB_FINISHED, messages.job_finished()),
+        JobCondition.DEGRADED: ("False", Reason.JOB_FINISHED, messages.job_finished()),
+        JobCondition.PUBLISHED: ("True", Reason.PUBLISHED, messages.published(artifact.uri, artifact.digest)),
+        JobCondition.COMPLETE: ("True", Reason.COMPLETE, messages.complete(short)),
+        JobCondition.FINISHED: ("True", Reason.COMPLETE, messages.complete(short)),
+    }
+    return _ended(job, status, update, told, now)
+
+
+def of_failed(job: ObservedJob, counters: JobStatus, failure: Failure, now: datetime) -> JobStatus:
+    status = of_gang(job, counters, now)
+    update = {"completion_time": whole_seconds(now), "finished": "True"}
+    told: dict[JobCondition, Told] = {
+        JobCondition.RUNNING: ("False", Reason.JOB_FINISHED, messages.job_finished()),
+        JobCondition.DEGRADED: ("False", Reason.JOB_FINISHED, messages.job_finished()),
+        JobCondition.PUBLISHED: ("False", Reason.NOT_PUBLISHED, messages.not_published()),
+        JobCondition.FAILED: ("True", failure.reason, failure.message),
+        JobCondition.FINISHED: ("True", failure.reason, failure.message),
+    }
+    return _ended(job, status, update, told, now)
+
+
+def of_finished(job: ObservedJob) -> JobStatus:
+    """Nothing is taken back and nothing is added; only the generation moves on."""
+    update = {"conditions": carried_to(job.status.conditions, job.generation), "observed_generation": job.generation}
+    return job.status.model_copy(update=update)
+
+
+def throttled(job: ObservedJob, wanted: JobStatus, now: datetime) -> tuple[JobStatus | None, float | None]:
+    """What to write now, None for nothing; and in how many seconds what is held back may be written."""
+    before = job.status
+    if _without_volatile(wanted) != _without_volatile(before):
+        return wanted, None
+    if wanted.nodes == before.nodes and _news(wanted.progress) == _news(before.progress):
+        return None, None  # goodput alone is no news
+    booked_until = goodput.booked_until(before)
+    age = (now - job.created).total_seconds()
+    pause = WRITE_SECONDS_YOUNG if age < YOUNG_SECONDS else WRITE_SECONDS
+    rest = pause - (now - booked_until).total_seconds() if booked_until is not None else 0.0
+    return (None, rest) if rest > 0 else (wanted, None)
+
+
+def _without_volatile(status: JobStatus) -> JobStatus:
+    return status.model_copy(update={"progress": None, "goodput": None, "nodes": None})
+
+
+def _news(progress: ProgressStatus | None) -> dict[str, Any] | None:
+    return progress.model_dump(exclude={"updated_at"}) if progress is not None else None
+
+
+# The conditions
+
+
+def _admitted(job: ObservedJob, gang: Gang) -> Told:
+    assert job.spec is not None
+    scheduling = job.spec.scheduling
+    if job.rejections:
+        return "False", *_rejected(job.rejections)
+    if gang.group is None and not gang.has_started and scheduling.gang == "podGroup" and not job.pod_group_served:
+        return "False", Reason.POD_GROUP_NOT_SERVED, messages.pod_group_not_served()
+    together = all(pod.group for pod in gang.pods)
+    if gang.all_bound:
+        return "True", Reason.ADMITTED, messages.admitted(gang.size, together)
+    if not gang.current and not gang.has_started:
+        return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
+    text = next((pod.unschedulable for pod in gang.pods if pod.unschedulable), None)
+    if gang.group is not None and gang.group.unschedulable and together:
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(gang.group.unschedulable)
+    if text and together:
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(text)
+    if text:
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable_alone(text, scheduling.start_deadline_seconds)
+    if gang.replacements:  # only the successor of a lost pod has no node yet
+        return "True", Reason.ADMITTED, messages.admitted(gang.size, together)
+    return "False", Reason.QUEUED, messages.queued(len(gang.current), gang.size)
+
+
+def _rejected(rejections: tuple[Rejection, ...]) -> tuple[Reason, str]:
+    first = rejections[0]
+    if first.code == 409:
+        return Reason.NAME_TAKEN, messages.name_taken(first.manifest_kind, first.name)
+    if first.code == 403 and "exceeded quota" in first.message:
+        return Reason.QUOTA_EXCEEDED, messages.quota_exceeded(first.message)
+    return Reason.CHILD_REJECTED, messages.child_rejected(first.manifest_kind, first.name, first.message)
+
+
+def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
+    if not gang.current and not gang.has_started and gang.attempt <= 1:
+        return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
+    if (trouble := _trouble(job, gang)) is not None:
+        return "False", *trouble
+    if gang.all_run:
+        return _running_gang(status, gang, find(job.status.conditions, JobCondition.RUNNING))
+    if (why := _last_loss(status, gang)) is not None:
+        return "False", Reason.RECOVERING, messages.recovering(why)
+    waiting = [index for index in range(gang.size) if index not in gang.current or not gang.current[index].running]
+    return "False", Reason.PODS_PENDING, messages.pods_pending(waiting, gang.size)
+
+
+def _running_gang(status: JobStatus, gang: Gang, before: Condition | None) -> Told:
+    if gang.reported is None and before is not None and before.status == "True":
+        return "True", Reason(before.reason), before.message  # nobody answered yet; what was known still holds
+    match gang.reported.phase if gang.reported is not None else RunPhase.STARTING:
+        case RunPhase.TRAINING | RunPhase.CHECKPOINTING:
+            return "True", Reason.TRAINING, messages.training(gang.size)
+        case RunPhase.PUBLISHING | RunPhase.DONE:
+            return "True", Reason.PUBLISHING, messages.publishing()
+    if status.incidents:
+        return "True", Reason.RECOVERING, messages.recovering(status.incidents[-1].message)
+    return "True", Reason.PODS_RUNNING, messages.pods_running(gang.size)
+
+
+def _degraded(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
+    if not gang.all_run and (why := _last_loss(status, gang)) is not None:
+        return "True", Reason.RECOVERING, messages.recovering(why)
+    first, pulled = gang.current.get(0), gang.pulled
+    if gang.all_run and first is not None and first.ready and pulled is not None and _is_silent(pulled, now):
+        text = messages.progress_unreachable(first.name, pulled.failure, names.PORT_PROGRESS)
+        return "True", Reason.PROGRESS_UNREACHABLE, text
+    if gang.all_run:
+        return "False", Reason.AS_WANTED, messages.as_wanted(gang.size)
+    return "Unknown", Reason.PODS_PENDING, messages.not_yet_created()
+
+
+def _is_silent(pulled: Pulled, now: datetime) -> bool:
+    since = pulled.failing_since
+    return since is not None and now - since >= timedelta(seconds=UNREACHABLE_SECONDS)
+
+
+def _last_loss(status: JobStatus, gang: Gang) -> str | None:
+    """Why a gang that was there is not: None for one that is only being made."""
+    if not (gang.replacements or gang.attempt > 1):
+        return None
+    return status.incidents[-1].message if status.incidents else "a pod is replaced"
+
+
+def _trouble(job: ObservedJob, gang: Gang) -> tuple[Reason, str] | None:
+    """What keeps a container from running, and heals by itself once its cause is gone."""
+    for pod in gang.pods:
+        if pod.waiting is None:
+            continue
+        if pod.waiting.reason in IMAGE_WAITS:
+            image = job.status.resolved.image if job.status.resolved is not None else ""
+            return Reason.IMAGE_PULL_FAILED, messages.image_pull_failed(pod.name, image, pod.waiting.message)
+        if pod.waiting.reason in CONFIG_WAITS:
+            return _config_trouble(job, pod, pod.waiting.message)
+    return None
+
+
+def _config_trouble(job: ObservedJob, pod: ObservedPod, text: str) -> tuple[Reason, str]:
+    store = job.status.resolved.store if job.status.resolved is not None else None
+    secret = store.s3.secret_name if store is not None and store.s3 is not None else None
+    if secret is not None and f'secret "{secret}" not found' in text:
+        return Reason.STORE_SECRET_MISSING, messages.store_secret_missing(job.namespace, secret)
+    return Reason.CONTAINER_CONFIG_ERROR, messages.container_config_error(pod.name, text)
+
+
+def _conditions(
+    before: list[Condition], told: dict[JobCondition, Told], generation: int, now: datetime
+) -> list[Condition]:
+    conditions = before
+    for kind, (status, reason, message) in told.items():
+        conditions = set_condition(conditions, kind, status, reason, message, generation, now)
+    order = list(JobCondition)
+    known = [condition for condition in conditions if condition.type in set(JobCondition)]
+    return sorted(known, key=lambda condition: order.index(JobCondition(condition.type)))
+
+
+# The rest of the status
+
+
+def _summed_up(job: ObservedJob, status: JobStatus, conditions: list[Condition]) -> JobStatus:
+    """With what is read off the conditions."""
+    update = {
+        "conditions": conditions,
+        "observed_generation": job.generation,
+        "phase": phase(conditions),
+        "message": _message(conditions),
+    }
+    return status.model_copy(update=update)
+
+
+def _ended(
+    job: ObservedJob, status: JobStatus, update: dict[str, Any], told: dict[JobCondition, Told], now: datetime
+) -> JobStatus:
+    return _summed_up(job, status.model_copy(update=update), _conditions(status.conditions, told, job.generation, now))
+
+
+_PHASES = {
+    Reason.TRAINING: "Training",
+    Reason.PUBLISHING: "Publishing",
+    Reason.RECOVERING: "Recovering",
+}
+
+
+def phase(conditions: list[Condition]) -> str:
+    for ended in (JobCondition.COMPLETE, JobCondition.FAILED, JobCondition.SUSPENDED):
+        if is_true(conditions, ended):
+            return str(ended)
+    running, admitted = find(conditions, JobCondition.RUNNING), find(conditions, JobCondition.ADMITTED)
+    if not is_true(conditions, JobCondition.ACCEPTED) or running is None or admitted is None:
+        return "Pending"
+    if running.reason in _PHASES:
+        return _PHASES[Reason(running.reason)]
+    if admitted.status == "True":
+        return "Starting"
+    return "Queued" if admitted.status == "False" else "Pending"
+
+
+def _message(conditions: list[Condition]) -> str:
+    """The one sentence that matters most: how it ended, else what is wrong, else what is going on."""
+    told = {condition.type: condition for condition in conditions}
+    for ended in (JobCondition.COMPLETE, JobCondition.FAILED):
+        if ended in told:
+            return told[ended].message
+    accepted, admitted, running = (
+        told[kind] for kind in (JobCondition.ACCEPTED, JobCondition.ADMITTED, JobCondition.RUNNING)
+    )
+    if accepted.status != "True":
+        return accepted.message
+    if admitted.status == "False":
+        return admitted.message
+    if running.status == "Unknown":
+        return accepted.message
+    degraded = told[JobCondition.DEGRADED]
+    return degraded.message if running.status == "True" and degraded.status == "True" else running.message
+
+
+def _nodes(gang: Gang) -> NodeCounts:
+    ready = sum(pod.ready and pod.running for pod in gang.pods)
+    return NodeCounts(
+        desired=gang.size,
+        ready=ready,
+        succeeded=sum(pod.succeeded for pod in gang.pods),
+        failed=sum(pod.phase == "Failed" for pod in gang.pods),
+        summary=f"{ready}/{gang.size}",
+    )
+
+
+def _with_reported(job: ObservedJob, counters: JobStatus, gang: Gang, now: datetime) -> JobStatus:
+    """With what index 0 reports: restarts as maxima, since a coordinator counts on from what it was told."""
+    progress = gang.reported
+    if progress is None or job.spec is None:
+        return counters
+    restarts = counters.restarts.model_copy(
+        update={
+            "program": max(counters.restarts.program, progress.program_restarts),
+            "hang": max(counters.restarts.hang, progress.hang_restarts),
+        }
+    )
+    update: dict[str, Any] = {
+        "restarts": total(restarts),
+        "incidents": merged(counters, gang, progress, processes_per_node(job.spec) or 1, now),
+    }
+    first_step_at = _first_step_at(gang, now)
+    if counters.first_step_time is None and first_step_at is not None:
+        update["first_step_time"] = max(first_step_at, counters.start_time or first_step_at)
+    return counters.model_copy(update=update)
+
+
+def _first_step_at(gang: Gang, now: datetime) -> datetime | None:
+    progress = gang.reported
+    return clamped(progress.first_step_at, now) if progress is not None and progress.first_step_at else None
+
+
+def _progress(gang: Gang, now: datetime) -> ProgressStatus | None:
+    progress = gang.reported
+    if progress is None:
+        return None
+    speed, left = progress.steps_per_second, progress.total_steps - progress.step
+    loss = next((metric.value for metric in progress.metrics if metric.name in ("loss", "train_loss")), None)
+    return ProgressStatus(
+        step=progress.step,
+        total_steps=progress.total_steps or None,
+        summary=_share(progress),
+        steps_per_second=f"{speed:.1f}" if speed > 0 else None,
+        eta_seconds=min(LONGEST_SECONDS, round(left / speed)) if speed > 0 and left > 0 else None,
+        metrics=progress.metrics,
+        loss=loss,
+        updated_at=whole_seconds(gang.pulled.at if gang.pulled is not None else now),
+    )
+
+
+def _share(progress: Progress) -> str:
+    return f"{100 * progress.step // progress.total_steps}%" if progress.total_steps else f"step {progress.step}"
