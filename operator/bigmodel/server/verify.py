@@ -28,7 +28,7 @@ from bigmodel.server.golden_requests import GoldenRequest, golden_requests
 from bigmodel.server.parity import DEFAULTS, Comparison, Tolerance, compare
 from bigmodel.server.triton import Counters, Malformed, Refused, TimedOut, Triton, Unreachable
 
-MESSAGE_CHARACTERS = 1024  # of a verdict, which has VERDICT_BYTES in all; a character has up to 4
+MESSAGE_BYTES = 1500  # of a verdict, which has VERDICT_BYTES in all, in JSON, where a quote has two
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ class Verifier:
         self._parity: Parity | None = None
         self._verified_since_load = False
         self._restarts_left = timing.restarts
-        self._say(VerdictStage.LOADING, "Triton is loading the model")
+        self._stage = VerdictStage.LOADING
+        self._message = "Triton is loading the model"
+        self._reason: str | None = None
         self.restart_wanted = False
 
     @property
@@ -269,8 +271,11 @@ class Verifier:
         self._say(VerdictStage.FAILED, message, reason)
 
     def _say(self, stage: VerdictStage, message: str, reason: str | None = None) -> None:
-        self._stage, self._message, self._reason = stage, message[:MESSAGE_CHARACTERS], reason
-        print(f"{stage}{f' {reason}' if reason else ''}: {self._message}", flush=True)  # noqa: T201
+        printable = "".join(character if character.isprintable() else "?" for character in message)
+        said = stage, printable.encode()[:MESSAGE_BYTES].decode(errors="ignore"), reason
+        if said != (self._stage, self._message, self._reason):  # a failed load is asked about every second
+            print(f"{stage}{f' {reason}' if reason else ''}: {said[1]}", flush=True)  # noqa: T201
+        self._stage, self._message, self._reason = said
 
 
 async def verify(verifier: Verifier, host: str | None, port: int) -> None:

@@ -35,7 +35,8 @@ class TritonPythonModel:
         self.output_dtypes = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"]]
         self.batches = config["max_batch_size"] > 0
         instances = sum(group["count"] for group in config["instance_group"])
-        torch.set_num_threads(threads(instances))
+        processors = len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads(instances, os.environ.get("OMP_NUM_THREADS"), processors, cpu_max()))
         on_gpu = args["model_instance_kind"] == "GPU"
         self.device = torch.device(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
         with short_error("program.pt2 does not load"):
@@ -104,19 +105,22 @@ def short_error(what: str) -> Iterator[None]:
         raise RuntimeError(f"{what}: {type(error).__name__}: {text[:400]}") from None
 
 
-def threads(instances: int) -> int:
-    """Threads of one instance: OMP_NUM_THREADS if set, else the container's processors shared out among the instances.
+def threads(instances: int, chosen: str | None, processors: int, cpu_max: str) -> int:
+    """Threads of one instance: `chosen` (OMP_NUM_THREADS) if set, else the container's processors shared out among all.
 
     torch counts the node's processors, not the container's quota, and would start dozens of threads that throttle each
-    other.
+    other. `cpu_max` is the text of cgroup v2's cpu.max, "" where there is none.
     """
-    if chosen := os.environ.get("OMP_NUM_THREADS"):
+    if chosen:
         return max(1, int(chosen))
-    processors = float(len(os.sched_getaffinity(0)))
+    quota, _, period = cpu_max.strip().partition(" ")
+    if quota and quota != "max":
+        processors = min(processors, int(quota) // int(period))
+    return max(1, processors // instances)
+
+
+def cpu_max() -> str:
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup v2
-        if quota != "max":
-            processors = min(processors, int(quota) / int(period))
-    except (OSError, ValueError):
-        pass  # cgroup v1 or no cgroup file system: the affinity is what there is
-    return max(1, int(processors) // instances)
+        return Path("/sys/fs/cgroup/cpu.max").read_text()
+    except OSError:
+        return ""  # cgroup v1, or no cgroup file system
