@@ -178,7 +178,7 @@ def record_of(manifest: Manifest) -> Record | None:
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
             attempt=Attempt.model_validate_json(attempt) if attempt else Attempt(since=created),
         )
-    except (ValidationError, KeyError, ValueError):
+    except (ValidationError, KeyError, TypeError, ValueError):
         return None
 
 

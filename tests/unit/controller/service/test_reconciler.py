@@ -1,0 +1,81 @@
+"""What the reconciler gathers for `decide`, and whom it tells."""
+
+from __future__ import annotations
+
+from bigmodel.api.verdict import Verdict
+from bigmodel.controller.decision import Children, Key, Manifest
+from bigmodel.controller.service.reconciler import ServiceReconciler
+from bigmodel.controller.service.verdicts import IDLE_SECONDS, ROLLOUT_SECONDS, Target
+from tests.unit.controller.service.world import DIGEST_A, SETTINGS, Health, World, a_job, a_service, serving_world
+
+
+class Jobs:
+    def __init__(self, *jobs: Manifest) -> None:
+        self._jobs = {(job["metadata"]["namespace"], job["metadata"]["name"]): job for job in jobs}
+
+    def get(self, namespace: str, name: str) -> Manifest | None:
+        return self._jobs.get((namespace, name))
+
+
+class Verdicts:
+    def __init__(self) -> None:
+        self.followed: list[tuple[Key, tuple[Target, ...], float]] = []
+
+    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None:
+        self.followed.append((key, targets, every_seconds))
+
+    def of(self, uid: str) -> Verdict | None:
+        return None
+
+
+def _children(world: World) -> Children:
+    by_kind: dict[str, tuple[Manifest, ...]] = {}
+    for (kind, _), manifest in world.objects.items():
+        by_kind[kind] = (*by_kind.get(kind, ()), manifest)
+    return Children(by_kind, {"Pod": tuple(world.pods.values()), "EndpointSlice": world.slices()})
+
+
+async def test_services_are_looked_at_when_their_job_changes_and_not_when_another_does() -> None:
+    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), Verdicts())
+    owner = a_service()
+    await reconciler.observe(owner, Children(), ())
+    assert reconciler.followers_of("ml", "mlp") == (Key("BigModelService", "ml", "mlp"),)
+    assert reconciler.followers_of("other", "mlp") == ()
+    owner["spec"]["model"] = {"fromJob": {"name": "next"}}
+    await reconciler.observe(owner, Children(), ())
+    assert reconciler.followers_of("ml", "mlp") == ()
+    assert reconciler.followers_of("ml", "next") == (Key("BigModelService", "ml", "mlp"),)
+
+
+async def test_pods_are_asked_often_while_a_revision_is_on_its_way_else_rarely() -> None:
+    world, verdicts = serving_world(), Verdicts()
+    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), verdicts)
+    await reconciler.observe(world.owner, _children(world), ())
+    key, targets, every_seconds = verdicts.followed[-1]
+    assert key == Key("BigModelService", "ml", "mlp")
+    assert [(t.revision, t.digest, t.ip, t.ready) for t in targets] == [(1, DIGEST_A, "10.0.0.1", True)]
+    assert every_seconds == IDLE_SECONDS
+    world.health[2] = Health(ready=False)
+    world.change_spec(batching={"maxBatchSize": 8})
+    world.run()
+    await reconciler.observe(world.owner, _children(world), ())
+    assert {t.revision for t in verdicts.followed[-1][1]} == {1, 2}
+    assert verdicts.followed[-1][2] == ROLLOUT_SECONDS
+
+
+async def test_a_pod_that_only_carries_our_label_is_not_ours() -> None:
+    world, verdicts = serving_world(), Verdicts()
+    pod = next(iter(world.pods.values()))
+    pod["metadata"]["ownerReferences"] = []
+    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), verdicts)
+    observed = await reconciler.observe(world.owner, _children(world), ())
+    assert observed.pods == ()
+    assert verdicts.followed[-1][1] == ()
+
+
+async def test_a_spec_of_no_shape_at_all_is_a_condition_not_an_exception() -> None:
+    reconciler = ServiceReconciler(SETTINGS, None, Jobs(), Verdicts())
+    for spec in ({}, {"model": None}, {"model": "x"}, {"model": {"fromJob": 3}}):
+        observed = await reconciler.observe(a_service() | {"spec": spec}, Children(), ())
+        assert observed.spec is None
+        assert observed.problems
