@@ -15,7 +15,7 @@ from bigmodel.controller.decision import Decision, Deletion, Manifest, Rejection
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client
 from bigmodel.controller.kube.events import Recorder
-from bigmodel.controller.kube.ownership import creation_as_apply, status_ours_alone
+from bigmodel.controller.kube.ownership import creation_as_apply
 from bigmodel.controller.kube.reflector import Reflector, controller_uid, uid_of
 
 PARALLEL_WRITES = 8  # of one decision
@@ -100,7 +100,7 @@ class Executor:
             return Attempt(manifest["kind"], name, name_taken(owner, manifest, now))
         try:
             if _hash_of(live) != _hash_of(wanted):
-                await self._hand_over(reflector.kind, live, creation_as_apply(_managed_fields(live)))
+                await self._count_creation_as_apply(reflector.kind, live)
                 wanted["metadata"] = {**wanted["metadata"], "uid": uid_of(live)}  # without it, apply takes any object
                 live = await self._client.apply(reflector.kind, wanted)
         except errors.Refused as error:
@@ -149,36 +149,36 @@ class Executor:
         """Raises Conflict when the object is not the one that was observed: an old leader writes nothing."""
         uid, metadata = uid_of(owner), owner["metadata"]
         live = owner.get("status") or {}
-        applied, kept = self._kept_as.get(uid, ({}, {}))
-        if status == live or (status == applied and live == kept):
+        if status == live or self._kept_as.get(uid) == (status, live):
             return
-        resource_version = await self._hand_over(kind, owner, status_ours_alone(_managed_fields(owner)))
         body = {
             "apiVersion": kind.api_version,
             "kind": kind.kind,
             "metadata": {
                 "namespace": metadata["namespace"],
                 "name": metadata["name"],
-                "resourceVersion": resource_version,
+                "resourceVersion": metadata["resourceVersion"],
             },
             "status": status,
         }
-        answer = (await self._client.apply(kind, body, "status")).get("status") or {}
-        if answer == status:
+        answer = await self._client.apply(kind, body, "status")
+        if answer.get("status") != status:
+            # Apply leaves fields that somebody else wrote. Replacing takes them away, and needs no right to the user's
+            # own part of the object, as editing managedFields would.
+            answer = await self._client.replace(kind, {**answer, "status": status}, "status")
+        kept = answer.get("status") or {}
+        if kept == status:
             self._kept_as.pop(uid, None)
         else:
-            self._kept_as[uid] = (status, answer)
-            different = sorted(name for name in status.keys() | answer.keys() if status.get(name) != answer.get(name))
+            self._kept_as[uid] = (status, kept)
+            different = sorted(name for name in status.keys() | kept.keys() if status.get(name) != kept.get(name))
             logger.warning("the API server keeps another status than was applied; fields: %s", ", ".join(different))
 
-    async def _hand_over(self, kind: ResourceKind, live: Manifest, entries: list[dict[str, Any]] | None) -> str:
-        """Write these managedFields where they are not None; returns the object's resourceVersion."""
+    async def _count_creation_as_apply(self, kind: ResourceKind, live: Manifest) -> None:
         metadata = live["metadata"]
-        if entries is None:
-            return str(metadata["resourceVersion"])
-        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": entries}}
-        changed = await self._client.merge_patch(kind, metadata["namespace"], metadata["name"], patch)
-        return str(changed["metadata"]["resourceVersion"])
+        if (entries := creation_as_apply(metadata.get("managedFields") or [])) is not None:
+            patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "managedFields": entries}}
+            await self._client.merge_patch(kind, metadata["namespace"], metadata["name"], patch)
 
     async def _still_there(self, kind: ResourceKind, namespace: str, name: str) -> Manifest:
         """Raises Conflict where it went since it was observed."""
@@ -229,10 +229,6 @@ async def _together(tasks: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
 def _hash_of(manifest: Manifest) -> str | None:
     digest: str | None = (manifest["metadata"].get("annotations") or {}).get(ANNOTATION_HASH)
     return digest
-
-
-def _managed_fields(manifest: Manifest) -> list[dict[str, Any]]:
-    return manifest["metadata"].get("managedFields") or []
 
 
 def _named(namespace: str, name: str, uid: str) -> Manifest:

@@ -41,6 +41,7 @@ async def load_configuration(path: Path | None = None) -> Configuration:
             config_file=str(path), client_configuration=configuration, persist_config=False
         )
     configuration.connection_pool_maxsize = CONNECTIONS
+    configuration.client_session_kwargs = {"trust_env": False}  # else aiohttp looks for a .netrc at every request
     return configuration
 
 
@@ -132,10 +133,10 @@ class Client:
         url_path = path(kind, manifest["metadata"].get("namespace"))
         return await self._object("create", "POST", url_path, {"fieldManager": FIELD_MANAGER}, manifest)
 
-    async def replace(self, kind: ResourceKind, manifest: Manifest) -> Manifest:
+    async def replace(self, kind: ResourceKind, manifest: Manifest, subresource: str = "") -> Manifest:
         """PUT. With metadata.resourceVersion it raises Conflict when somebody else wrote since."""
         metadata = manifest["metadata"]
-        url_path = path(kind, metadata.get("namespace"), metadata["name"])
+        url_path = path(kind, metadata.get("namespace"), metadata["name"], subresource)
         return await self._object("update", "PUT", url_path, {"fieldManager": FIELD_MANAGER}, manifest)
 
     async def apply(self, kind: ResourceKind, manifest: Manifest, subresource: str = "") -> Manifest:

@@ -1,7 +1,7 @@
 """metadata.managedFields: who owns which field, where server-side apply alone would leave something behind.
 
-Apply removes a field that it applied before and no longer mentions, unless somebody else owns it too. Two owners are in
-the way: ourselves as the creator by POST (an `Update` entry), and whoever wrote to a status that is ours alone.
+Apply removes a field that it applied before and no longer mentions, unless somebody else owns it too. That somebody is
+ourselves when we created the object by POST: an `Update` entry under the same name.
 """
 
 from typing import Any
@@ -19,20 +19,9 @@ def creation_as_apply(entries: Entries) -> Entries | None:
     applied = [entry for entry in entries if _is_ours(entry, "Apply")]
     fields: dict[str, Any] = {}
     for entry in (*applied, *created):
-        _merge(fields, entry.get("fieldsV1") or {})
+        fields = _union(fields, entry.get("fieldsV1") or {})
     ours = {**(applied or created)[0], "operation": "Apply", "fieldsV1": fields}
     return [ours, *(entry for entry in entries if entry not in created and entry not in applied)]
-
-
-def status_ours_alone(entries: Entries) -> Entries | None:
-    """The entries without those that others have on status; None when there are none."""
-    kept = [
-        entry
-        for entry in entries
-        if entry.get("subresource") != "status"
-        or (entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply")
-    ]
-    return kept if len(kept) < len(entries) else None
 
 
 def _is_ours(entry: dict[str, Any], operation: str) -> bool:
@@ -41,9 +30,9 @@ def _is_ours(entry: dict[str, Any], operation: str) -> bool:
     )
 
 
-def _merge(into: dict[str, Any], fields: dict[str, Any]) -> None:
-    for name, value in fields.items():
-        if isinstance(into.get(name), dict) and isinstance(value, dict):
-            _merge(into[name], value)
-        else:
-            into[name] = {**value} if isinstance(value, dict) else value
+def _union(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Both trees of field names in one; the leaves are empty."""
+    return {
+        name: _union(one[name], other[name]) if name in one and name in other else one.get(name, other.get(name))
+        for name in (*one, *(name for name in other if name not in one))
+    }
