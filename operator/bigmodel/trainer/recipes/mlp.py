@@ -33,7 +33,7 @@ FEATURES = 1000  # C(10 + 4, 4) - 1: every monomial of ten variables up to degre
 FEATURE_DECAY = 0.1  # scale of a standardised monomial of degree d: FEATURE_DECAY ** (d - 1)
 VALIDATION_SHARE = 0.2
 MAX_BATCH = 1024
-STEPS = 100
+STEPS = 60
 LEARNING_RATES = {
     "sgd": 0.05,
     "momentum": 0.01,
