@@ -1,6 +1,8 @@
 """What Prometheus reads. Labels are kinds, verbs and outcomes, never names of objects."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each counter, which nobody reads
 
 RECONCILES = Counter(
     "bigmodel_reconciles",

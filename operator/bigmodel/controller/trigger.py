@@ -30,6 +30,7 @@ NOT_SERVED_SECONDS = 2.0
 
 logger = logging.getLogger(__name__)
 logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # it warns that signals are not its business
+logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # a line for every event of every object
 
 
 async def run(
@@ -40,7 +41,7 @@ async def run(
     Until cancelled. Waits for the kinds to be installed.
     """
     while True:
-        await _both_served(client)
+        await installed(client)
         try:
             await _operator(configuration, namespaces, add)
             logger.warning("kopf ended, starting it again")
@@ -50,7 +51,7 @@ async def run(
         await asyncio.sleep(RESTART_SECONDS)
 
 
-async def _both_served(client: Client) -> None:
+async def installed(client: Client) -> None:
     """Returns when the API server knows both kinds: kopf looks for them only once, at its start."""
     told = False
     while True:
@@ -136,7 +137,7 @@ def _registry(configuration: Configuration, add: Callable[[Key], object]) -> kop
 def _settings() -> kopf.OperatorSettings:
     """kopf's settings that differ from its defaults, each with the reason."""
     settings = kopf.OperatorSettings()
-    settings.scanning.disabled = True  # no rights to watch CRDs and namespaces are needed; `_both_served` replaces it
+    settings.scanning.disabled = True  # no rights to watch CRDs and namespaces are needed; `installed` replaces it
     settings.posting.enabled = False  # kube.events sends each transition once
     settings.watching.server_timeout = 300  # as our own reflectors
     settings.watching.inactivity_timeout = 90.0

@@ -1,0 +1,3 @@
+from bigmodel.controller.main import main
+
+main()
