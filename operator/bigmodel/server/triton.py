@@ -148,7 +148,7 @@ class Triton:
             raise TimedOut(f"no answer to {method} {path} in {timeout_seconds:g} s") from error
         except (OSError, EOFError) as error:
             raise Unreachable(f"{self.host}:{self.port} does not answer: {error}") from error
-        except (ValueError, asyncio.LimitOverrunError) as error:
+        except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
             raise Malformed(f"{method} {path}: not an HTTP answer: {error!r}") from error
         if status != 200:
             raise Refused(status, _error_text(answer))

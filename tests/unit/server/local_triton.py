@@ -102,12 +102,10 @@ class LocalTriton:
 def start(arguments: list[str], port: int, env: dict[str, str], log: Path) -> LocalTriton:
     """`arguments` are those of a serving pod, with paths of this machine; ports are given here."""
     server = installed() / "pytriton" / "tritonserver"
-    ours = {
-        "--backend-directory": f"--backend-directory={server / 'backends'}",
-        "--metrics-config": "--allow-metrics=false",
-    }
-    line = [ours.get(argument.split("=")[0], argument) for argument in arguments]
-    listen = ["--http-address=127.0.0.1", f"--http-port={port}", "--allow-grpc=false"]
+    backends = f"--backend-directory={server / 'backends'}"
+    line = [backends if argument.startswith("--backend-directory=") else argument for argument in arguments]
+    listen = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
+    listen += [f"--http-port={port}", f"--grpc-port={free_port()}", f"--metrics-port={free_port()}"]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [server / "bin" / "tritonserver", *line, *listen],

@@ -328,7 +328,7 @@ async def test_shape_dtype_and_finiteness_count_where_values_cannot(
 
 async def test_a_verdict_fits_its_limit_whatever_triton_says(pod: Pod) -> None:
     pod.triton.trouble = Refused(400, "unknown")
-    pod.triton.load_failure = "𝕿\"\x00" * 5000
+    pod.triton.load_failure = '𝕿"\x00' * 5000
     await pod.becomes(FAILED, "ModelLoadFailed")
     status, kind, body = answer(pod.verifier, "GET", "/v1/verdict")
     assert (status, kind) == (200, "application/json")
