@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from tests.cluster import pip
 from tests.cluster.build import content_hash
-from tests.cluster.layout import CHECKOUT, LOGS, RUN, STATE
+from tests.cluster.layout import CACHE, CHECKOUT, LOGS, RUN, STATE
 from tests.cluster.network import run
 from tests.cluster.nodes import NODES, Node
 from tests.cluster.progress import step
@@ -144,9 +144,11 @@ def _buildah_build(name: str, reference: str, context: str, options: Sequence[st
         ]
         mounts = {path: path for path in (*certificates, *others) if path.is_dir()}
         mounts |= {wheels: Path("/wheels"), pip_conf: Path("/etc/pip.conf")}
+        downloads = _made(CACHE / "pip")  # neither in the image nor gone with it
         _logged(name, [
             "nice", "-n", "5", *_buildah("build"), "--layers", "--isolation=chroot", "--pull-never",
             *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
+            f"--volume={downloads}:{pip.CACHE_IN_BUILD}",
             *options, f"--file={IMAGES}/{name}/Containerfile", f"--tag={reference}", context,
         ])  # fmt: skip
 

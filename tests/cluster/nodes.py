@@ -265,7 +265,8 @@ def _start_init(node: Node) -> None:
             text=True,
         )
     process.returncode = 0  # meant to outlive us
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     with process.stdin, process.stdout:
         answer = process.stdout.readline().strip()
         if not answer:
