@@ -390,4 +390,4 @@ def _told_at_leisure(job: ObservedJob, wanted: JobStatus, acts: Decision, now: d
 
 
 def _with_status(job: ObservedJob, wanted: JobStatus, acts: Decision) -> Decision:
-    return replace(acts, status=wanted.wire(), events=events_between(job, wanted))
+    return replace(acts, status=status.wire(wanted), events=events_between(job, wanted))

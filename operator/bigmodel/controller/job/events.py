@@ -7,19 +7,8 @@ from bigmodel.controller.conditions import find, is_true
 from bigmodel.controller.decision import Event
 from bigmodel.controller.job import messages
 from bigmodel.controller.job.failure import Cause
-from bigmodel.controller.job.messages import Reason
+from bigmodel.controller.job.messages import GANG_TROUBLES, POD_TROUBLES, Reason
 from bigmodel.controller.job.observe import ObservedJob
-
-ADMITTED_TROUBLES = frozenset(
-    {
-        Reason.UNSCHEDULABLE,
-        Reason.QUOTA_EXCEEDED,
-        Reason.CHILD_REJECTED,
-        Reason.NAME_TAKEN,
-        Reason.POD_GROUP_NOT_SERVED,
-    }
-)
-RUNNING_TROUBLES = frozenset({Reason.IMAGE_PULL_FAILED, Reason.STORE_SECRET_MISSING, Reason.CONTAINER_CONFIG_ERROR})
 
 
 def events_between(job: ObservedJob, after: JobStatus) -> tuple[Event, ...]:
@@ -31,9 +20,9 @@ def events_between(job: ObservedJob, after: JobStatus) -> tuple[Event, ...]:
         *_attempt(before, after),
         *_replaced(job, before, after),
         *_restarted(before, after),
-        *_trouble(before, after, JobCondition.ADMITTED, ADMITTED_TROUBLES),
+        *_trouble(before, after, JobCondition.ADMITTED, GANG_TROUBLES),
         *_running(before, after),
-        *_trouble(before, after, JobCondition.RUNNING, RUNNING_TROUBLES),
+        *_trouble(before, after, JobCondition.RUNNING, POD_TROUBLES),
         *_trouble(before, after, JobCondition.DEGRADED, frozenset({Reason.PROGRESS_UNREACHABLE})),
         *_ended(before, after),
     )

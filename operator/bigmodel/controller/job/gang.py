@@ -97,7 +97,11 @@ def arrange(job: ObservedJob, status: JobStatus) -> Gang:
 
 
 def _reported(first: ObservedPod | None, pulled: Pulled | None) -> Progress | None:
-    """A last word is later than anything that was pulled."""
-    if first is not None and first.last_word is not None and first.last_word.progress is not None:
-        return first.last_word.progress
-    return pulled.progress if pulled is not None else None
+    """A last word is later than anything that was pulled; where it had to be cut, it still says the step."""
+    told = pulled.progress if pulled is not None else None
+    word = first.last_word if first is not None else None
+    if word is None:
+        return told
+    if word.progress is not None:
+        return word.progress
+    return told.model_copy(update={"step": max(told.step, word.step)}) if told is not None else None

@@ -68,6 +68,20 @@ class Reason(StrEnum):
     FAILED = "Failed"
 
 
+# What keeps a container from running and heals by itself once its cause is gone.
+POD_TROUBLES = frozenset({Reason.IMAGE_PULL_FAILED, Reason.STORE_SECRET_MISSING, Reason.CONTAINER_CONFIG_ERROR})
+# What keeps a gang from being created or placed, beside waiting for its turn.
+GANG_TROUBLES = frozenset(
+    {
+        Reason.UNSCHEDULABLE,
+        Reason.QUOTA_EXCEEDED,
+        Reason.CHILD_REJECTED,
+        Reason.NAME_TAKEN,
+        Reason.POD_GROUP_NOT_SERVED,
+    }
+)
+
+
 def cut(text: str, limit: int = MESSAGE_CHARACTERS) -> str:
     """At most `limit` characters, and visibly cut."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -13,13 +13,13 @@ from bigmodel.api.job import ArtifactStatus, JobStatus, NodeCounts
 from bigmodel.api.job import Progress as ProgressStatus
 from bigmodel.api.progress import ArtifactSummary, Progress, RunPhase
 from bigmodel.controller.conditions import carried_to, find, is_true, set_condition, whole_seconds
-from bigmodel.controller.decision import Rejection
+from bigmodel.controller.decision import Manifest, Rejection
 from bigmodel.controller.job import goodput, messages
 from bigmodel.controller.job.accept import Problem, processes_per_node
 from bigmodel.controller.job.failure import Failure, total
 from bigmodel.controller.job.gang import Gang, arrange
 from bigmodel.controller.job.incidents import clamped, merged
-from bigmodel.controller.job.messages import Reason
+from bigmodel.controller.job.messages import POD_TROUBLES, Reason
 from bigmodel.controller.job.observe import ObservedJob, ObservedPod, Pulled
 
 Told = tuple[Literal["True", "False", "Unknown"], Reason, str]  # status, reason, message of a condition
@@ -130,6 +130,15 @@ def _without_volatile(status: JobStatus) -> JobStatus:
 
 def _news(progress: ProgressStatus | None) -> dict[str, Any] | None:
     return progress.model_dump(exclude={"updated_at"}) if progress is not None else None
+
+
+def wire(status: JobStatus) -> Manifest:
+    """As JSON, without a claim on what is not measured yet."""
+    written = status.wire()
+    for unknown in ("checkpointSeconds", "lostSeconds"):
+        if written.get("goodput", {}).get(unknown) == 0:
+            del written["goodput"][unknown]
+    return written
 
 
 # The conditions
@@ -302,7 +311,7 @@ def _message(conditions: list[Condition]) -> str:
     )
     if accepted.status != "True":
         return accepted.message
-    if admitted.status == "False":
+    if admitted.status == "False" and not (admitted.reason == Reason.QUEUED and running.reason in POD_TROUBLES):
         return admitted.message
     if running.status == "Unknown":
         return accepted.message
