@@ -570,8 +570,8 @@ class JobStatus(Model):
         int,
         Field(
             ge=0,
-            description="Pods of the current attempt that have been created and are not yet counted as replaced: one that "
-            "is missing beyond these is lost.",
+            description="Pods of the current attempt that have been created and are not yet counted as replaced: one "
+            "that is missing beyond these is lost.",
         ),
     ] = 0
     nodes: Annotated[NodeCounts | None, Field(description="Pods of the current attempt.")] = None

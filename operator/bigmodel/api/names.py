@@ -1,7 +1,7 @@
-"""Names, labels, ports and environment variables that more than one process relies on. Pure functions of their arguments.
+"""Names, labels, ports and environment variables that more than one process relies on. Pure functions.
 
-An attempt is one gang of pods; an index is a pod's place in it; a replacement is the k-th successor of a lost pod; a generation is one
-life of all ranks inside an attempt; a revision is one immutable candidate of a service.
+An attempt is one gang of pods; an index is a pod's place in it; a replacement is the k-th successor of a lost pod; a
+generation is one life of all ranks inside an attempt; a revision is one immutable candidate of a service.
 """
 
 import base64
@@ -39,14 +39,14 @@ ENV_POD_IP = "BIGMODEL_POD_IP"
 ENV_NODE = "BIGMODEL_NODE"
 ENV_REPORT_SOCKET = "BIGMODEL_REPORT"  # path of the launcher's datagram socket; set by the launcher for each rank
 ENV_GENERATION = "BIGMODEL_GENERATION"  # set by the launcher for each rank; goes back in every RankReport
-ENV_NOTICE = "BIGMODEL_NOTICE"  # path of a file that appears (a `Notice`) when this rank is asked to save, or to save and leave
+ENV_NOTICE = "BIGMODEL_NOTICE"  # path of a file (a `Notice`) that appears when this rank is asked to save, or to leave
 ENV_TERMINATION_LOG = "BIGMODEL_TERMINATION_LOG"  # where the last word goes; default below
 TERMINATION_LOG = "/dev/termination-log"
 DATASETS_DIRECTORY = "/opt/bigmodel/datasets"  # real data baked into the trainer image, no pickles
 
 
 def short_uid(uid: str) -> str:
-    """5 lower-case base32 characters of sha256(uid): makes children of a re-created object distinct from its predecessor's."""
+    """5 lower-case base32 characters of sha256(uid): tells children of a re-created object from its predecessor's."""
     return base64.b32encode(hashlib.sha256(uid.encode()).digest()).decode().lower()[:5]
 
 
@@ -60,7 +60,7 @@ def pod_group(job: str, uid: str, attempt: int) -> str:
 
 
 def node_pod(job: str, uid: str, attempt: int, index: int, replacement: int = 0) -> str:
-    """The pod of one node of the gang; its `replacement`-th successor has a name of its own, so both can exist for a while."""
+    """The pod of one node of the gang; its `replacement`-th successor has its own name: both can exist for a while."""
     successor = f"-r{replacement}" if replacement else ""
     return f"{pod_group(job, uid, attempt)}-{index}{successor}"
 

@@ -108,5 +108,5 @@ def _values(node: object, path: list[str]) -> Iterator[object]:
     if not isinstance(node, Mapping) or name not in node:
         return
     children = node[name] if path[0].endswith("[]") else [node[name]]
-    for child in children:
+    for child in children if isinstance(children, list) else ():  # else a shape that no schema allows
         yield from _values(child, path[1:])

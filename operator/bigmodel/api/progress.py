@@ -70,7 +70,8 @@ class RankReport(Model):
 class Notice(Model):
     """Launcher → rank, the file ENV_NOTICE: save a checkpoint at the next step that all ranks agree on.
 
-    `request` grows by one with each request of a generation. With `leave` every rank also gets SIGTERM, and exits 143 after saving.
+    `request` grows by one with each request of a generation. With `leave` every rank also gets SIGTERM, and exits 143
+    after saving.
     """
 
     request: Annotated[int, Field(ge=1)]
@@ -118,7 +119,7 @@ class Progress(Model):
 
 
 class LastWord(Model):
-    """A pod's termination message. `artifact` only from index 0."""
+    """A pod's termination message. After a success the artefact is in those of all indexes: index 0 may be lost last."""
 
     uid: Text
     attempt: int

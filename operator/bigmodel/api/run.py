@@ -1,6 +1,7 @@
 """What a training pod and a serving pod are told: one JSON document each in one environment variable.
 
-The controller writes it, `bigmodel run` writes it too; the launcher, the trainer and the server read it and know nothing of Kubernetes.
+The controller writes it, `bigmodel run` writes it too; the launcher, the trainer and the server read it and know nothing
+of Kubernetes.
 """
 
 from typing import Literal
@@ -12,7 +13,7 @@ from bigmodel.api.model import Digest, ImageReference, LongText, Model, Text, Va
 
 
 class StoreLocation(Model):
-    """Where artefacts go: `uri` is `s3://bucket/prefix` or `file:///path`. Credentials are never here: AWS_* of the environment."""
+    """Where artefacts go: `uri` is `s3://bucket/prefix` or `file:///path`. Credentials come as AWS_* variables."""
 
     uri: LongText
     endpoint: Text | None = None

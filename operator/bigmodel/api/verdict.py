@@ -1,4 +1,4 @@
-"""What serving pods say to the controller: `Verdict`, the answer of GET :8271/v1/verdict, at most VERDICT_BYTES of JSON.
+"""What serving pods say to the controller: `Verdict`, the answer of GET :8271/v1/verdict, ≤ VERDICT_BYTES of JSON.
 
 Untrusted input to the reader. Unreachable is no data, never a pass.
 """
