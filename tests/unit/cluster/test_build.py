@@ -52,3 +52,16 @@ def test_a_build_that_fails_leaves_nothing_that_looks_finished(cache: Path) -> N
 
     whole = build.made_once(cache / "programs", lambda folder: (folder / "program").touch())
     assert [file.name for file in whole.iterdir()] == ["program"]
+
+
+COMPILERS = {
+    "this year's": ("go version go1.26.8 linux/amd64", True),
+    "the first that can": ("go version go1.21.0 linux/amd64", True),
+    "Debian 12's": ("go version go1.19.8 linux/amd64", False),
+    "none": ("", False),
+}
+
+
+@pytest.mark.parametrize(("version", "expected"), COMPILERS.values(), ids=COMPILERS)
+def test_a_compiler_that_fetches_newer_ones_will_do(version: str, expected: bool) -> None:
+    assert build.fetches_its_successor(version) is expected
