@@ -119,7 +119,7 @@ class Progress(Model):
 
 
 class LastWord(Model):
-    """A pod's termination message. After a success the artefact is in those of all indexes: index 0 may be lost last."""
+    """A pod's termination message. After a success all indexes name the artefact: index 0 may be lost last."""
 
     uid: Text
     attempt: int

@@ -1,7 +1,7 @@
 """What a training pod and a serving pod are told: one JSON document each in one environment variable.
 
-The controller writes it, `bigmodel run` writes it too; the launcher, the trainer and the server read it and know nothing
-of Kubernetes.
+The controller writes it, `bigmodel run` writes it too; the launcher, the trainer and the server read it and know
+nothing of Kubernetes.
 """
 
 from typing import Literal
