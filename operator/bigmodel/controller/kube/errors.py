@@ -99,9 +99,11 @@ def from_response(code: int, body: Any, retry_after: str | None = None) -> ApiEr
     status: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
     message = str(status.get("message") or body or f"HTTP {code} without a message")
     cause = _BY_REASON.get(status.get("reason", "")) or _BY_CODE.get(code) or (Unavailable if code >= 500 else ApiError)
+    details = status.get("details") or {}
     if cause is Forbidden and "exceeded quota" in message:  # the API has no reason of its own for it
         cause = QuotaExceeded
-    details = status.get("details") or {}
+    if cause is Invalid and any(one.get("field") == "metadata.uid" for one in details.get("causes") or ()):
+        cause = Conflict  # a patch meets an object made anew: "field is immutable"
     error = cause(message, code, details)
     if isinstance(error, TooManyRequests):
         error.retry_after = _seconds(retry_after if retry_after is not None else details.get("retryAfterSeconds"))

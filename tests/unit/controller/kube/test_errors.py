@@ -14,6 +14,11 @@ CASES: dict[str, tuple[int, Any, type[errors.ApiError]]] = {
     "no right": (403, {"reason": "Forbidden", "message": "pods is forbidden: User x cannot create"}, errors.Forbidden),
     "quota": (403, {"reason": "Forbidden", "message": "pods is forbidden: exceeded quota: gpus"}, errors.QuotaExceeded),
     "schema": (422, {"reason": "Invalid", "message": "spec.nodes: must be > 0"}, errors.Invalid),
+    "a patch by UID meets a successor": (
+        422,
+        {"reason": "Invalid", "details": {"causes": [{"field": "metadata.uid", "message": "field is immutable"}]}},
+        errors.Conflict,
+    ),
     "no such path, in plain text": (404, "404 page not found", errors.NotFound),
     "internal error": (500, {"reason": "InternalError", "message": "etcd"}, errors.Unavailable),
     "a proxy in front": (502, "<html>Bad Gateway</html>", errors.Unavailable),
