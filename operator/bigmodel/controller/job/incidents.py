@@ -14,6 +14,8 @@ from bigmodel.controller.job.reports import camel_case
 KEPT = 10
 # Causes a launcher gives where a pod went: we saw that too, and know more.
 OF_PODS = ("PodLost", "Terminated")
+AHEAD = timedelta(days=1)  # a pod's clock may be wrong, but not like this
+_OURS = frozenset(failure.Cause)
 SAME_INCIDENT = timedelta(minutes=2)  # from a launcher's view of a lost pod to ours: its grace period lies between
 
 
@@ -40,26 +42,31 @@ def added(incidents: Sequence[JobIncident], incident: JobIncident) -> list[JobIn
 
 def merged(status: JobStatus, gang: Gang, progress: Progress, processes: int, now: datetime) -> list[JobIncident]:
     """With what the launchers report: their own incidents, and how ours ended."""
-    ours = {(i.at, i.attempt, i.cause): i for i in status.incidents}
+    ours = [incident for incident in status.incidents if incident.cause in _OURS]
+    theirs = {_key(incident): incident for incident in status.incidents if incident.cause not in _OURS}
     for reported in progress.incidents:
-        if reported.cause in OF_PODS:
+        if reported.cause in OF_PODS or reported.at > (now + AHEAD).timestamp():
             continue
-        incident = _of_report(reported, gang, processes, now)
-        key = (incident.at, incident.attempt, incident.cause)
-        if key in ours:  # its pod may have been replaced since: where it ran is as first seen
-            incident = incident.model_copy(update={"node": ours[key].node})
-        ours[key] = incident
-    known = [ours[key] for key in sorted(ours)][-KEPT:]
-    return [_with_recovery(incident, gang.attempt, progress, now) for incident in known]
+        incident = _of_report(reported, gang, processes)
+        if (known := theirs.get(_key(incident))) is not None:
+            incident = incident.model_copy(update={"node": known.node})  # its pod may have been replaced since
+        theirs[_key(incident)] = incident
+    everything = sorted([*ours, *theirs.values()], key=lambda incident: (incident.at, incident.attempt))
+    return [_with_recovery(incident, gang.attempt, progress, now) for incident in everything[-KEPT:]]
 
 
-def _of_report(incident: Incident, gang: Gang, processes: int, now: datetime) -> JobIncident:
+def _key(incident: JobIncident) -> tuple[datetime, int, str]:
+    """Launchers report the same incident again and again, and have no number for it that survives an attempt."""
+    return incident.at, incident.attempt, incident.cause
+
+
+def _of_report(incident: Incident, gang: Gang, processes: int) -> JobIncident:
     index = incident.rank // processes if incident.rank is not None else None
     pod = gang.current.get(index) if index is not None else None
     return JobIncident(
-        at=clamped(incident.at, now),
+        at=datetime.fromtimestamp(int(incident.at), UTC),  # as told: it is what the same incident is known by
         attempt=gang.attempt,
-        cause=camel_case(incident.cause, "ProgramError"),
+        cause=_their_cause(incident.cause),
         rank=incident.rank,
         index=index,
         node=pod.node if pod is not None else None,
@@ -68,6 +75,11 @@ def _of_report(incident: Incident, gang: Gang, processes: int, now: datetime) ->
         resumed_from_step=incident.resumed_from_step,
         recovery_seconds=round(incident.recovery_seconds) if incident.recovery_seconds is not None else None,
     )
+
+
+def _their_cause(word: str) -> str:
+    cause = camel_case(word, "ProgramError")
+    return cause if cause not in _OURS else "ProgramError"
 
 
 def _with_recovery(incident: JobIncident, attempt: int, progress: Progress, now: datetime) -> JobIncident:
@@ -85,7 +97,7 @@ def _with_recovery(incident: JobIncident, attempt: int, progress: Progress, now:
             )
     # A new coordinator remembers no step before its own first one.
     stepped = clamped(progress.first_step_at, now) if progress.first_step_at is not None else None
-    if stepped is not None and stepped >= incident.at:
+    if stepped is not None and stepped > incident.at:
         return incident.model_copy(update={"recovery_seconds": round((stepped - incident.at).total_seconds())})
     return incident
 

@@ -44,6 +44,9 @@ class World:
     crash_after: int | None = None  # writes
     _uids: int = 0
 
+    def __post_init__(self) -> None:
+        self.job = copy.deepcopy(self.job)
+
     # The controller
 
     def observed(self) -> ObservedJob:
