@@ -35,7 +35,7 @@ LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^(([A-Za-
 ResourceKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
 EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DataKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
-AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^/[^:]*$")]
+AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^/([^:/]+(/[^:/]+)*)?$")]
 ImageReference = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^\S+$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
 VariantName = Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]

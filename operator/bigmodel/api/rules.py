@@ -35,7 +35,10 @@ RESERVED_ENVIRONMENT_PREFIXES = ("PET_", "TORCHELASTIC_", "BIGMODEL_")
 USERS_OWN_ENVIRONMENT = ("BIGMODEL_PRELOAD",)  # the one switch of ours that is meant for users
 
 # Mounted by the operator, or needed by every process.
-RESERVED_MOUNT_PATHS = ("/", "/dev", "/dev/shm", "/etc", "/opt/bigmodel", "/opt/venv", "/proc", "/sys", "/tmp", "/usr")  # noqa: S108
+RESERVED_MOUNT_PATHS = (
+    *("/", "/dev", "/dev/shm", "/etc", "/proc", "/sys", "/tmp", "/usr"),  # noqa: S108
+    *("/opt/bigmodel", "/opt/bigmodel/datasets", "/opt/venv", "/store"),
+)
 RESERVED_VOLUME_PREFIX = "bigmodel"
 RESERVED_LABEL_DOMAINS = ("bigmodel.io", "app.kubernetes.io", "kueue.x-k8s.io")
 
@@ -226,7 +229,8 @@ OF_MODEL: dict[type[Model], tuple[Rule, ...]] = {
     ),
     pod.VolumeMount: (
         Rule(
-            f"!(self.mountPath in {_literal(RESERVED_MOUNT_PATHS)}) && !self.mountPath.split('/').exists(p, p == '..')",
+            f"!(self.mountPath in {_literal(RESERVED_MOUNT_PATHS)}) && "
+            "!self.mountPath.split('/').exists(p, p in ['.', '..'])",
             "the image or the operator uses this path; mount below a path of your own, such as /data",
             _quoted("self.mountPath"),
             ".mountPath",
