@@ -13,7 +13,7 @@ import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -86,6 +86,8 @@ async def _operator(configuration: Configuration, namespaces: Sequence[str], add
                     registry=_registry(configuration, lambda key: loop.call_soon_threadsafe(add, key)),
                     settings=_settings(),
                     standalone=True,  # leadership is our Lease's business
+                    # Peering is off; but without a name kopf asks for that of the user, and a container's has none.
+                    identity=cast(Any, "bigmodel"),
                     clusterwide=not namespaces,
                     namespaces=namespaces,
                     stop_flag=stop,
