@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ def _watch(kind: str, condition: str, timeout_seconds: float) -> None:
     shown = ""
     while time.monotonic() < deadline:
         table = kubectl("get", "bmj,bms", "-n", DEMO_NAMESPACE)
-        if table != shown:
+        if (news := _without_ages(table)) != shown:
             print(f"\n{table.rstrip()}", flush=True)
-            shown = table
+            shown = news
         decided = _condition(kind, condition)
         if decided is not None and decided["status"] != "Unknown" and decided["reason"] != "RolloutInProgress":
             return
@@ -70,6 +71,11 @@ def _watch(kind: str, condition: str, timeout_seconds: float) -> None:
         f"{kind}/{NAME} had no condition {condition} after {timeout_seconds:.0f} s: "
         f"look at `kubectl describe {kind} {NAME} -n {DEMO_NAMESPACE}`"
     )
+
+
+def _without_ages(table: str) -> str:
+    """What is worth printing again: ages change by themselves."""
+    return re.sub(r"\b(\d+d)?(\d+h)?(\d+m)?(\d+s)?\b", "", table)
 
 
 def _require(kind: str, good: str, told_by: str) -> None:
