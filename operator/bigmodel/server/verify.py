@@ -113,6 +113,7 @@ class Verifier:
 
     async def _until_loaded(self) -> None:
         began = self._clock()
+        starts = False
         self._verified_since_load = False
         while True:
             try:
@@ -121,6 +122,7 @@ class Verifier:
             except Refused:
                 await self._note_load_error()
             except (Unreachable, TimedOut, Malformed) as error:
+                starts = True
                 waited = self._clock() - began
                 if waited > self._run.startup_deadline_seconds and self._stage is not VerdictStage.FAILED:
                     self._fail(
@@ -129,13 +131,15 @@ class Verifier:
                         "its log says more: kubectl logs -c server",
                     )
             await asyncio.sleep(self._timing.poll_seconds)
-        self._timings = self._timings.model_copy(
-            update={
-                "load_seconds": round(self._clock() - began, 3),
-                # No request but the warm-up was answered before this pod was Ready.
-                "warmup_seconds": round(self._counters.executing_seconds, 3),
-            }
-        )
+        if (
+            starts
+        ):  # else Triton is older than this process: nothing is known of its start, and users' requests are counted
+            self._timings = self._timings.model_copy(
+                update={
+                    "load_seconds": round(self._clock() - began, 3),
+                    "warmup_seconds": round(self._counters.executing_seconds, 3),
+                }
+            )
         self._say(VerdictStage.REPLAYING, f"replaying {len(self._requests)} golden requests")
 
     async def _note_load_error(self) -> None:

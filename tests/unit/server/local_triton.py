@@ -62,14 +62,20 @@ def installed() -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """Environment of a tritonserver whose stub sees the cache's NumPy and the packages of the tests, made below
     `folder`.
+
+    Raises FileNotFoundError where there is no shared libpython: Triton would only say that a process ended.
     """
+    libraries = Path(sysconfig.get_config_var("LIBDIR"))
+    library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    if not (libraries / library).exists():
+        raise FileNotFoundError(f"tritonserver's Python stub needs {library}, which is not in {libraries}")
     venv.create(folder, symlinks=True, with_pip=False)
     site_packages = next((folder / "lib").glob("python3.*")) / "site-packages"
     ours = sysconfig.get_path("purelib")
     (site_packages / "packages.pth").write_text(f"{installed()}\n{ours}\n")
     return {
         "PATH": f"{folder / 'bin'}:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR"),
+        "LD_LIBRARY_PATH": str(libraries),
         "OMP_NUM_THREADS": "1",
         "HOME": str(folder),
     }

@@ -30,9 +30,9 @@ from tests.unit.server.artefacts import Artefact, published
 
 TIMING = Timing(poll_seconds=0.1, golden_seconds=0.5)
 # Of a machine under load. Each model imports torch in a process of its own.
-LOAD_SECONDS = 120
+LOAD_SECONDS = 220
 # Triton takes a second to answer each request to a dead model process.
-NOTICE_SECONDS = 60
+NOTICE_SECONDS = 90
 
 
 @dataclass
@@ -163,8 +163,6 @@ async def test_a_good_model_becomes_verified(server: Server, model: str) -> None
     assert (verdict.parity.samples, verdict.parity.compared) == (SAMPLES[model], "values")
     assert verdict.parity.worst <= 1
     assert verdict.timings.download_seconds is not None
-    assert verdict.timings.warmup_seconds is not None
-    assert verdict.timings.warmup_seconds > 0
 
 
 async def test_other_weights_than_published_fail_parity(server: Server, tmp_path: Path) -> None:
@@ -259,6 +257,8 @@ async def test_a_dead_model_process_asks_for_a_restart_and_is_verified_again_aft
                 other.unlink()
         server.triton = local_triton.start(pod.arguments(), int(address.split(":")[1]), environment, tmp_path / "log")
         await until(lambda: probe.status("/readyz") == 200, LOAD_SECONDS, lambda: probe.get("/v1/verdict"))
+        timings = probe.get("/v1/verdict")[1]["timings"]
+        assert 0 < timings["warmupSeconds"] < timings["loadSeconds"]
         sidecar.terminate()
         assert sidecar.wait(timeout=10) == 0
     finally:

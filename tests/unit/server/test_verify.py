@@ -131,6 +131,7 @@ async def pod(artefact: Artefact, tmp_path: Path) -> AsyncIterator[Pod]:
 
 @pytest.fixture
 async def verified(pod: Pod) -> Pod:
+    await asyncio.sleep(0.01)  # it sees Triton start
     pod.triton.comes_up()
     await pod.becomes(VERIFIED)
     return pod
@@ -155,6 +156,17 @@ async def test_golden_samples_answered_as_published_make_it_ready(verified: Pod)
     assert verdict.parity is not None
     assert (verdict.parity.samples, verdict.parity.worst, verdict.parity.absolute) == (21, 0, 1e-4)
     assert verdict.timings.warmup_seconds == 0.25
+
+
+async def test_a_verifier_that_comes_back_to_a_running_triton_verifies_it_and_knows_no_load_time(
+    artefact: Artefact, tmp_path: Path
+) -> None:
+    async with started(artefact, tmp_path) as pod:
+        pod.triton.comes_up()  # before the first poll
+        await pod.becomes(VERIFIED)
+        timings = pod.verifier.verdict().timings
+        assert (timings.load_seconds, timings.warmup_seconds) == (None, None)
+        assert timings.download_seconds is not None
 
 
 async def test_a_load_that_outlasts_its_deadline_is_a_failure_and_heals_when_it_ends(
