@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ import pytest
 import yaml
 
 from bigmodel.api.store import Store
+from bigmodel.controller.decision import ResourceKind
+from bigmodel.controller.job.reconciler import JobReconciler
+from bigmodel.controller.kube.events import EVENT
 from bigmodel.controller.kube.lease import LEASE
 from bigmodel.controller.main import LEASE_NAME
+from bigmodel.controller.service.reconciler import ServiceReconciler
 from bigmodel.controller.settings import Settings, read_settings
 from tests.unit.chart.conftest import CHART, NAMESPACE, HelmRefused, Object, Render
 
@@ -31,7 +36,6 @@ nodeSelector: {disk: ssd}
 tolerations: [{key: a, operator: Exists}]
 priorityClassName: high
 watchNamespaces: [ml]
-readNodes: false
 clusterDomain: cluster.example.com
 leaderElection: {leaseSeconds: 15, renewSeconds: 2}
 triton: {minimumVersion: "24.10"}
@@ -68,6 +72,11 @@ def operator_rights(objects: list[Object]) -> Iterator[tuple[str | None, Object]
             yield namespace, rule
 
 
+def right(kind: ResourceKind) -> tuple[str, str]:
+    """API group and resource, as a rule names them."""
+    return kind.api_version.rpartition("/")[0], kind.plural
+
+
 def test_lint_has_nothing_to_say(helm: Callable[..., str]) -> None:
     assert "1 chart(s) linted, 0 chart(s) failed" in helm("lint", "--strict", str(CHART))
 
@@ -89,19 +98,31 @@ class TestRights:
         assert {resource for namespace, rule in rights if namespace for resource in rule["resources"]} == {"leases"}
         assert {namespace for namespace, _ in rights} == {None, NAMESPACE}
 
-    def test_with_watch_namespaces_no_right_to_write_holds_everywhere(self, render: Render) -> None:
-        rights = list(operator_rights(render(WATCHED)))
-        assert {namespace for namespace, _ in rights} == {None, NAMESPACE, "ml", "demo"}
-        assert [rule for namespace, rule in rights if namespace is None] == [
-            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}
-        ]
-
-    def test_without_read_nodes_nothing_holds_everywhere(self, render: Render) -> None:
-        assert {namespace for namespace, _ in operator_rights(render(EVERYTHING))} == {NAMESPACE, "ml"}
+    def test_with_watch_namespaces_nothing_holds_everywhere(self, render: Render) -> None:
+        assert {namespace for namespace, _ in operator_rights(render(WATCHED))} == {NAMESPACE, "ml", "demo"}
 
     def test_each_watched_namespace_has_the_rights_that_hold_everywhere_otherwise(self, render: Render) -> None:
-        everywhere = [rule for namespace, rule in operator_rights(render("readNodes: false")) if namespace is None]
+        everywhere = [rule for namespace, rule in operator_rights(render("")) if namespace is None]
         assert [rule for namespace, rule in operator_rights(render(WATCHED)) if namespace == "ml"] == everywhere
+
+    def test_the_operator_may_do_what_its_rules_need_and_nothing_else(self, render: Render) -> None:
+        granted: dict[tuple[str, str], set[str]] = {}
+        for namespace, rule in operator_rights(render("")):
+            for group, resource in product(rule["apiGroups"], rule["resources"]):
+                if namespace is None:
+                    granted.setdefault((group, resource), set()).update(rule["verbs"])
+        follow, act = {"list", "watch"}, {"get", "create", "patch", "delete"}
+        needed: dict[tuple[str, str], set[str]] = {(EVENT.api_version.partition("/")[0], EVENT.plural): {"create"}}
+        for reconciler in (JobReconciler, ServiceReconciler):
+            for kind in reconciler.children:
+                needed.setdefault(right(kind), set()).update(follow | act)
+            for kind in reconciler.related:
+                needed.setdefault(right(kind), set()).update(follow)
+            group, resource = right(reconciler.kind)
+            needed[group, resource] = follow | {"get"} | ({"delete"} if reconciler is JobReconciler else set())
+            needed[group, f"{resource}/status"] = {"patch", "update"}
+            needed[group, f"{resource}/finalizers"] = {"update"}  # the children's blockOwnerDeletion
+        assert granted == needed
 
     def test_the_lease_the_controller_writes_is_the_one_it_may_write(self, render: Render) -> None:
         rules = [rule for _, rule in operator_rights(render("")) if rule["resources"] == [LEASE.plural]]
