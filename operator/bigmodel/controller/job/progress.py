@@ -41,6 +41,7 @@ class Target:
     ip: str
     job_uid: str
     attempt: int
+    formation: tuple[str, ...] = ()  # UIDs of the pods that run: when it changes, so does what there is to tell
 
 
 @dataclass
@@ -79,10 +80,12 @@ class ProgressSource:
         followed = self._jobs.get(key)
         if target is None:
             self._jobs.pop(key, None)
-        elif followed is None or followed.target != target:
-            self._jobs[key] = _Followed(target, since=now, due=now, last_followed=now)
-        else:
+        elif followed is not None and followed.target == target:
             followed.last_followed = now
+        else:
+            same_pod = followed is not None and replace(followed.target, formation=target.formation) == target
+            told = followed.pulled if followed is not None and same_pod else None
+            self._jobs[key] = _Followed(target, since=now, due=now, last_followed=now, pulled=told)
 
     def latest(self, key: Key) -> Pulled | None:
         """The last answer of the followed pod, and since when there is none; None before the first."""

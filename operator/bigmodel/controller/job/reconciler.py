@@ -61,7 +61,9 @@ def _target(job: ObservedJob) -> Target | None:
     """The pod that coordinates the current attempt, while it runs."""
     if job.status.finished is not None or job.managed_by is not None:
         return None
-    first = arrange(job, job.status).current.get(0)
+    gang = arrange(job, job.status)
+    first = gang.current.get(0)
     if first is None or not first.running or first.ip is None:
         return None
-    return Target(pod_uid=first.uid, ip=first.ip, job_uid=job.uid, attempt=first.attempt)
+    formation = tuple(pod.uid for pod in gang.pods if pod.running)
+    return Target(first.uid, first.ip, job.uid, first.attempt, formation)

@@ -66,7 +66,7 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
         "pods_created": max(counters.pods_created, len(gang.current)),
         "nodes": _nodes(gang),
         "selector": f"{names.LABEL_JOB}={job.name}",
-        "goodput": goodput.booked(job.status, _first_step_at(gang, now), now),
+        "goodput": goodput.booked(job.status if job.status.start_time else counters, _first_step_at(gang, now), now),
         "progress": _progress(gang, now) or status.progress,
     }
     conditions = _conditions(job.status.conditions, told, job.generation, now)
@@ -193,7 +193,7 @@ def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
 def _running_gang(status: JobStatus, gang: Gang, before: Condition | None) -> Told:
     if gang.reported is None and before is not None and before.status == "True":
         return "True", Reason(before.reason), before.message  # nobody answered yet; what was known still holds
-    match gang.reported.phase if gang.reported is not None else RunPhase.STARTING:
+    match gang.reported.phase if gang.reported is not None and not _is_stale(status, gang) else RunPhase.STARTING:
         case RunPhase.TRAINING | RunPhase.CHECKPOINTING:
             return "True", Reason.TRAINING, messages.training(gang.size)
         case RunPhase.PUBLISHING | RunPhase.DONE:
@@ -201,6 +201,11 @@ def _running_gang(status: JobStatus, gang: Gang, before: Condition | None) -> To
     if status.incidents:
         return "True", Reason.RECOVERING, messages.recovering(status.incidents[-1].message)
     return "True", Reason.PODS_RUNNING, messages.pods_running(gang.size)
+
+
+def _is_stale(status: JobStatus, gang: Gang) -> bool:
+    """Told before the last loss: the ranks of that time are gone."""
+    return bool(status.incidents) and gang.pulled is not None and gang.pulled.at < status.incidents[-1].at
 
 
 def _degraded(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:

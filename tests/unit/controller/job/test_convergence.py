@@ -140,7 +140,7 @@ def check(world: World) -> None:
     assert NOON + seconds(booked) <= world.now
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=10))
 @example([Happens("all start"), Happens("it is gone", 1), Happens("it is gone", 2), Happens("all start")])
 def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(story: Story) -> None:
@@ -157,7 +157,7 @@ def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=8))
 def test_a_controller_that_dies_after_any_write_comes_to_the_same_end(every: int, story: Story) -> None:
     reference = told(World(job=JOB.manifest), story)
@@ -166,7 +166,7 @@ def test_a_controller_that_dies_after_any_write_comes_to_the_same_end(every: int
     assert told(dying, story).end_state() == reference.end_state()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=8))
 def test_deciding_twice_writes_nothing(story: Story) -> None:
     world = told(World(job=JOB.manifest), story)
