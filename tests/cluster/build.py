@@ -140,10 +140,8 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
 
 def _go(arguments: list[str], folder: Path, **environment: str) -> None:
     """Run the Go tool, without cgo: the programs run in any root file system."""
-    _run(
-        ["nice", "-n", "5", go_tool(), *arguments], cwd=folder,
-        env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off", "GOTOOLCHAIN": "auto", **environment},
-    )  # fmt: skip
+    settings = {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false", "GOWORK": "off", "GOTOOLCHAIN": "auto", **environment}
+    _run(["nice", "-n", "5", go_tool(), *arguments], cwd=folder, env={**os.environ, **settings})
 
 
 def go_tool() -> str:

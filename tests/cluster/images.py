@@ -7,6 +7,7 @@ there is an `images/<name>/context.sh`, that script makes the context (the base 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -18,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,19 +73,37 @@ def build(name: str) -> str:
     own_context = folder / "context.sh"
     if own_context.exists():
         reference = f"{PREFIX}/{name}:{content_hash(*_contents(folder))}"
-        if not built(reference):
-            with tempfile.TemporaryDirectory(dir=_made(STORAGE)) as context, step(f"image {name}"):
-                _logged(name, ["sh", str(own_context), context])
-                _buildah_build(name, reference, context, [])
+        with _once(name, reference) as needed:
+            if needed:
+                with tempfile.TemporaryDirectory(dir=STORAGE) as context:
+                    _logged(name, ["sh", str(own_context), context])
+                    _buildah_build(name, reference, context, [])
         return reference
-    base = build(BASES.get(name, "base"))
-    wheels = [f"{path.name} {path.stat().st_size}".encode() for path in sorted(WHEELS.glob("*.whl"))]
-    contents = [content for path in inputs(containerfile.read_text()) for content in _contents(CHECKOUT / path)]
-    reference = f"{PREFIX}/{name}:{content_hash(base.encode(), *wheels, containerfile.read_bytes(), *contents)}"
-    if not built(reference):
-        with step(f"image {name}"):
-            _buildah_build(name, reference, str(CHECKOUT), [f"--build-arg=BASE={base}"])
+    text = containerfile.read_text()
+    arguments = {"BASE": build(BASES.get(name, "base"))}
+    if "ARG WHEELS" in text:
+        arguments["WHEELS"] = " ".join(f"{path.name}:{path.stat().st_size}" for path in sorted(WHEELS.glob("*.whl")))
+    contents = [content for path in inputs(text) for content in _contents(CHECKOUT / path)]
+    reference = f"{PREFIX}/{name}:{content_hash(json.dumps(arguments).encode(), text.encode(), *contents)}"
+    with _once(name, reference) as needed:
+        if needed:
+            _buildah_build(name, reference, str(CHECKOUT), [f"--build-arg={key}={arguments[key]}" for key in arguments])
     return reference
+
+
+@contextmanager
+def _once(name: str, reference: str) -> Iterator[bool]:
+    """Whether the image still has to be built, asked again once a second process that builds it has come to its end."""
+    if built(reference):
+        yield False
+        return
+    with (_made(STORAGE) / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if built(reference):
+            yield False
+        else:
+            with step(f"image {name}"):
+                yield True
 
 
 def inputs(containerfile: str) -> list[str]:
