@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from torch.nn.parallel import DistributedDataParallel
@@ -48,8 +49,8 @@ def main() -> None:
     if ENV_TRAINING_RUN not in os.environ:
         raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
     run = TrainingRun.model_validate_json(os.environ[ENV_TRAINING_RUN])
-    report = Reporter(rank.rank, rank.generation, os.environ.get(ENV_REPORT_SOCKET), time.monotonic)
-    run_rank(run, rank, report, os.environ, Path(DATASETS_DIRECTORY))
+    with closing(Reporter(rank.rank, rank.generation, os.environ.get(ENV_REPORT_SOCKET), time.monotonic)) as report:
+        run_rank(run, rank, report, os.environ, Path(DATASETS_DIRECTORY))
 
 
 def run_rank(
@@ -78,6 +79,7 @@ def run_rank(
         report.enter(RunPhase.PUBLISHING)
         summary = publish_model(run, task, state.step, metrics, open_store(run.store, environ))
         log.info("published %s (%d bytes): %s", summary.uri, summary.size_bytes, summary.digest)
+        log.info("%s", ", ".join(f"{metric.name} {metric.value}" for metric in summary.metrics))
     report.enter(RunPhase.DONE, artifact=summary)
     return summary
 
@@ -92,7 +94,7 @@ def known_recipe(run: TrainingRun) -> Recipe:
 
 def log_start(task: Task, recipe: Recipe, ranks: int, device: str) -> None:
     log.info(
-        "recipe %s: %d parameters, %d training and %d validation samples, %d ranks on %s, batch %d, %s; to beat: %s",
+        "recipe %s: %d parameters, %d training and %d validation samples, %d ranks on %s, batch %d, %s",
         recipe.name,
         sum(parameter.numel() for parameter in task.model.parameters()),
         len(task.train),
@@ -101,5 +103,4 @@ def log_start(task: Task, recipe: Recipe, ranks: int, device: str) -> None:
         device,
         recipe.batch_size,
         recipe.optimizer.name,
-        ", ".join(f"{name} {value:.6g}" for name, value in task.baselines.items()),
     )

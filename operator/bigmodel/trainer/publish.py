@@ -60,7 +60,7 @@ def publish_model(
         )
         if run.output.golden != "none":
             golden.write(files / GOLDEN, [_case(task, *pair) for pair in zip(inputs, outputs, strict=True)])
-        reported = metric_list({**metrics, **task.baselines})
+        reported = metric_list({**metrics, **task.baselines()})
         manifest = Manifest(
             files=publish.inventory(directory),
             signature=task.signature,

@@ -37,6 +37,10 @@ class Reporter:
     _told_at: dict[bool, float] = field(default_factory=dict)
     _socket: socket.socket | None = None
 
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+
     def enter(self, phase: RunPhase, artifact: ArtifactSummary | None = None) -> None:
         """Always goes out, and waits for room in the launcher's queue: an artefact is told once."""
         self._phase = phase

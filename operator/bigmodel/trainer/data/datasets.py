@@ -63,6 +63,7 @@ def write(name: str, directory: Path) -> Path:
     path = directory / f"{name}.safetensors"
     directory.mkdir(parents=True, exist_ok=True)
     save_file({key: np.ascontiguousarray(array) for key, array in SOURCES[name]().items()}, path)
+    path.chmod(0o644)  # safetensors writes for the owner only, who is root when an image is built
     return path
 
 

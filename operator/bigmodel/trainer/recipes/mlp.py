@@ -107,7 +107,7 @@ def build(recipe: Recipe, data: Dataset) -> Task:
         # In units of the targets' deviation: learning rates and huber's delta mean the same for every data set.
         loss=lambda outputs, targets: loss(outputs / unit, targets / unit),
         metrics={"val_mse": mse, "val_mae": mae},
-        baselines={
+        baselines=lambda: {
             "baseline_mean_mse": float(((targets_N1[validation] - target_mean) ** 2).mean()),
             "baseline_ridge_mse": ridge_mse(features_NF, targets_N1[:, 0], train, validation),
             "baseline_linear_mse": ridge_mse(columns_NC, targets_N1[:, 0], train, validation),
@@ -150,7 +150,7 @@ def build(recipe: Recipe, data: Dataset) -> Task:
 
 
 def polynomial_features(columns_NC: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """(features_NF, degrees_F) in the order of scikit-learn's PolynomialFeatures; a training pod has no scikit-learn."""
+    """(features_NF, degrees_F) in scikit-learn's order; a training pod has no scikit-learn."""
     monomials = [
         chosen
         for degree in range(1, DEGREE + 1)

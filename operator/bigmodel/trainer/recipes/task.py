@@ -30,8 +30,8 @@ class Task:
     loss: Loss
     # Validation metrics, one value per sample; the mean over all samples is reported, in the unit of the data.
     metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]]
-    # Known before training: what simpler models reach on the same validation samples.
-    baselines: Mapping[str, float]
+    # What simpler models reach on the same validation samples. Called when publishing: a restart must not wait for it.
+    baselines: Callable[[], Mapping[str, float]]
     signature: Signature
     steps: int  # updates to make when the spec names neither steps nor epochs
     learning_rates: Mapping[str, float]  # by name of the optimizer, when the spec gives none
