@@ -150,7 +150,6 @@ class Decided:
     """The gang's outcome, before the others are told: write it down now."""
 
     outcome: Exit
-    artifact: ArtifactSummary | None
 
 
 @dataclass(frozen=True)
@@ -208,6 +207,7 @@ class Coordinator:
     _announced_at: float = field(init=False)
     _ticked_at: float = field(init=False)
     _ends_at: float = 0.0
+    _untold: set[int] = field(default_factory=set)  # indexes that did not say yet that they heard the outcome
 
     def __post_init__(self) -> None:
         self.spent = self.gang.budgets.spent
@@ -257,9 +257,6 @@ class Coordinator:
         if hello.incarnation < highest:
             reason = f"incarnation {hello.incarnation} of index {hello.index} was replaced by incarnation {highest}"
             return _turn_away(connection, Fenced(reason=reason))
-        if self.outcome is not None:
-            return [Send(connection, self.outcome), Close(connection)]
-
         commands: list[Command] = []
         self._incarnations[hello.index] = hello.incarnation
         seat = self.seats.get(hello.index)
@@ -271,6 +268,8 @@ class Coordinator:
             del self.seats[hello.index]
         commands += self._end_generation(_pod_lost(hello.index, f"the launcher of index {hello.index} came anew", now))
         self.seats[hello.index] = Seat(connection, hello.incarnation, hello.processes, heard_at=now)
+        if self.outcome is not None:
+            return [*commands, Send(connection, self.outcome)]
         self._learn(hello)
         commands.append(Send(connection, Heartbeat(incarnation=gang.incarnation)))
         return commands + self._advance(now)
@@ -330,6 +329,7 @@ class Coordinator:
                 self.board.observe(beat, now)
 
     def _leaving(self, index: int, now: float) -> list[Command]:
+        self._untold.discard(index)
         self.seats[index].leaving = True
         leaving = Failure(Cause.LEAVING, now, index, EXIT_TERMINATED, f"the pod of index {index} was told to stop")
         if self.phase is Phase.RUNNING:
@@ -478,7 +478,7 @@ class Coordinator:
                 ),
                 now,
             )
-        return self._decide(Exit(code=0), now)
+        return self._decide(Exit(code=0, artifact=self.artifact), now)
 
     # The end
 
@@ -486,17 +486,16 @@ class Coordinator:
         self.phase = Phase.ENDING
         self.outcome = outcome
         self._ends_at = now + FAREWELL_SECONDS
+        self._untold = set(self.seats) - {0}
         commands: list[Command] = [CloseStore()] if self.gang.store else []
         # Written down first: a pod killed from here on still tells its controller the truth.
-        commands.append(Decided(outcome, self.artifact))
+        commands.append(Decided(outcome))
         return commands + [Send(seat.connection, outcome) for index, seat in self.seats.items() if index != 0]
 
     def _farewell(self, now: float) -> list[Command]:
-        """Index 0 goes last: as long as it is there, a member that missed the end can still be told."""
+        """Index 0 goes last: as long as it is there, a member that lost its connection can come back and be told."""
         assert self.outcome is not None
-        if now < self._ends_at and any(index != 0 for index in self.seats):
-            return []
-        return [Leave(self.outcome)]
+        return [Leave(self.outcome)] if not self._untold or now >= self._ends_at else []
 
     def _fenced(self, reason: str) -> list[Command]:
         return [Leave(Exit(code=EXIT_FENCED, reason="Fenced", message=reason))]

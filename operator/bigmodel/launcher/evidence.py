@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -73,7 +74,20 @@ def can_tell_its_stacks(pid: int) -> bool:
 def rank_stack(files: RankFiles, pid: int, from_byte: int, limit: int = STACKS_BYTES) -> RankStack:
     """What it wrote since it was asked."""
     text = _read(files.stacks)[from_byte:]
-    return RankStack(rank=files.rank, stopped=_is_stopped(pid), text=head(text, limit) if text else "")
+    return RankStack(
+        rank=files.rank, stopped=_is_stopped(pid), waits=_waits(text), text=head(text, limit) if text else ""
+    )
+
+
+# Where the main thread of a rank that waits for others is: in a collective, or in the backward pass whose hooks wait.
+_WAITING = ("/torch/distributed/", "/torch/autograd/graph.py")
+
+
+def _waits(stacks: str) -> bool:
+    """faulthandler writes each thread's innermost frame right below its head line; the main thread comes last."""
+    heads = re.split(r"^(?:Current thread|Thread) .*$", stacks, flags=re.MULTILINE)
+    innermost = next((line for line in heads[-1].splitlines() if line.strip()), "")
+    return any(place in innermost for place in _WAITING)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -67,12 +67,15 @@ class HangWatch:
     def culprit(self, stacks: Iterable[RankStack]) -> int:
         """The rank that the others wait for: stopped by a signal; else not in the collective; else behind; else the
         first."""
+        stacks = list(stacks)
         stopped = {stack.rank for stack in stacks if stack.stopped}
+        # A rank says at most every 100 ms that it enters a collective, so fast steps may hide it: its stack does not.
+        waiting = {stack.rank for stack in stacks if stack.waits}
         return min(
             self._ranks,
             key=lambda rank: (
                 rank not in stopped,
-                self._ranks[rank].beat.report.in_collective,
+                rank in waiting or self._ranks[rank].beat.report.in_collective,
                 self._ranks[rank].beat.report.step,
                 rank,
             ),

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 
-from bigmodel.api.progress import LAST_WORD_BYTES, ArtifactSummary, LastWord, Progress
+from bigmodel.api.progress import LAST_WORD_BYTES, LastWord, Progress
 from bigmodel.launcher.message import Exit, head, tail
 
 TRACEBACK_BYTES = 1536
@@ -17,7 +17,6 @@ def last_word(
     generation: int,
     index: int,
     progress: Progress,
-    artifact: ArtifactSummary | None,
 ) -> LastWord:
     return LastWord(
         uid=uid,
@@ -31,7 +30,7 @@ def last_word(
         program_restarts=progress.program_restarts,
         hang_restarts=progress.hang_restarts,
         error=outcome.error,
-        artifact=artifact,
+        artifact=outcome.artifact,
         progress=progress,
     )
 

@@ -257,7 +257,8 @@ class Member:
             case Reaped(generation):
                 return self._reaped(now) if generation == self.generation else []
             case StacksTaken(stacks):
-                self._stacks = stacks
+                if self.state is State.KILLING:  # else the ranks were quicker, and these are of a life that is over
+                    self._stacks = stacks
                 return []
             case Terminating():
                 return self._terminating(now)
@@ -336,7 +337,7 @@ class Member:
             case Refused():
                 return self._drop_coordinator(now)
             case Exit():
-                return [Leave(message)]
+                return [Send(Leaving()), Leave(message)]
         return []
 
     # Ranks
@@ -401,7 +402,7 @@ class Member:
         return []
 
     def _reaped(self, now: float) -> list[Command]:
-        self._killed_at = None
+        self._kill_at = self._killed_at = None
         leaving = self._leave_at is not None and now >= self._leave_at
         if leaving:
             return [Leave(self._terminated())]
@@ -414,7 +415,7 @@ class Member:
                 return [Send(self._stopped(now))]
             case State.RUNNING:  # all ended by themselves
                 self.state = State.IDLE
-                if self._failures:
+                if self._failures or self._running:
                     return [Send(self._stopped(now))]
                 done = Done(generation=self.generation, artifact=self._artifact, beats=self._beats(now))
                 return [Send(done)]
@@ -458,8 +459,10 @@ class Member:
     def _tick(self, now: float) -> list[Command]:
         paused = now - self._ticked_at
         self._ticked_at = now
-        if paused > HEARTBEAT_SECONDS:  # this process did not run: it has no right to call the coordinator silent
+        if paused > HEARTBEAT_SECONDS:  # this process did not run: it has no right to call others silent for that time
             self._heard_at = min(now, self._heard_at + paused)
+            for rank in self._ranks.values():
+                rank.moved_at = min(now, rank.moved_at + paused)
         commands: list[Command] = []
         if self._leave_at is not None and now >= self._leave_at:
             commands += self._expire(now)

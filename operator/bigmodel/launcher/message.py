@@ -48,10 +48,11 @@ class RankFailure(Model):
 
 
 class RankStack(Model):
-    """Evidence of a hang. `stopped`: the process was stopped by a signal or the kernel, so it could not answer."""
+    """Evidence of a hang. `stopped`: by a signal or by the kernel, so it could not answer. `waits`: in a collective."""
 
     rank: int
     stopped: bool = False
+    waits: bool = False
     text: str = ""
 
 
@@ -105,7 +106,7 @@ class Done(Model):
 
 
 class Leaving(Model):
-    """This launcher got SIGTERM: save, then let it go."""
+    """This launcher got SIGTERM: save, then let it go. In answer to Exit: it has heard, and goes."""
 
     type: Literal["leaving"] = "leaving"
 
@@ -148,13 +149,14 @@ class Refused(Model):
 
 
 class Exit(Model):
-    """The gang is over; the same for every launcher."""
+    """The gang is over; the same for every launcher, so that any one last word tells the whole story."""
 
     type: Literal["exit"] = "exit"
     code: Annotated[int, Field(ge=0, le=255)]
     reason: Text | None = None
     message: LongText | None = None
     error: ErrorReport | None = None
+    artifact: ArtifactSummary | None = None
 
 
 class Announcement(Model):

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bigmodel.api.progress import ArtifactSummary, Notice, Progress, RankReport
+from bigmodel.api.progress import Notice, Progress, RankReport
 from bigmodel.launcher import coordinator as coordination
 from bigmodel.launcher import member as membership
 from bigmodel.launcher import web
@@ -36,12 +36,10 @@ from bigmodel.launcher.message import (
     STACKS_BYTES,
     Announcement,
     Exit,
-    Failed,
     Fenced,
     Hello,
     Message,
     RankStack,
-    Stopped,
 )
 from bigmodel.launcher.processes import Processes
 from bigmodel.launcher.reports import Reports
@@ -103,7 +101,6 @@ class Node:
         self._board = Board(
             run.uid, run.attempt, self._epoch
         )  # what this pod knows by itself; index 0's coordinator knows more
-        self._artifact: ArtifactSummary | None = None
         self._outcome: Exit | None = None
         self._leaving: asyncio.Event = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -189,7 +186,10 @@ class Node:
                 self._leave(outcome)
 
     async def _connect(self, address: str | None) -> None:
-        link = await connect(address or self.settings.run.coordinator)
+        settings = self.settings
+        # Index 0 coordinates itself, whatever DNS still says about its predecessor.
+        own = f"{settings.pod_ip}:{settings.coordinator_port}" if settings.index == 0 else None
+        link = await connect(own or address or settings.run.coordinator)
         if link is None:
             self._to_member(membership.Disconnected())
             return
@@ -309,8 +309,7 @@ class Node:
             case coordination.Announce(indexes):
                 for index in indexes[:ANNOUNCE_AT_ONCE]:
                     self._spawn(self._announce(self.settings.peers[index]))
-            case coordination.Decided(outcome, artifact):
-                self._artifact = artifact
+            case coordination.Decided(outcome):
                 self._write_last_word(outcome)
             case coordination.Leave(outcome):
                 self._leave(outcome)
@@ -346,8 +345,6 @@ class Node:
     def _heard(self, number: int, message: Message) -> None:
         if isinstance(message, Hello):
             log.info("index %d, incarnation %d said hello", message.index, message.incarnation)
-        elif isinstance(message, Failed | Stopped):
-            log.info("%s", message.model_dump_json(exclude_none=True, exclude_defaults=True)[:512])
         self._to_coordinator(coordination.Received(number, message))  # type: ignore[arg-type]
 
     def _announced(self, link: Link, announcement: Announcement) -> None:
@@ -393,7 +390,6 @@ class Node:
             generation=self._member.generation,
             index=self.settings.index,
             progress=self._progress(),
-            artifact=self._artifact,
         )
         try:
             self.settings.termination_log.write_bytes(written(word))

@@ -56,7 +56,7 @@ class Pod:
 
     def __init__(self, gang: "LoopbackGang", index: int, incarnation: int, environment: dict[str, str]) -> None:
         self.index = index
-        self.ip = f"127.0.0.{index + 2}"
+        self.ip = gang.address(index, incarnation)
         self.termination_log = gang.directory / f"last-word-{index}-{incarnation}"
         self.output = gang.directory / f"log-{index}-{incarnation}"
         self._page = f"http://{self.ip}:{gang.progress_port}"
@@ -70,7 +70,7 @@ class Pod:
             "BIGMODEL_BIND": self.ip,
             "BIGMODEL_COORDINATOR_PORT": str(gang.coordinator_port),
             "BIGMODEL_PROGRESS_PORT": str(gang.progress_port),
-            "BIGMODEL_PEERS": ",".join(f"127.0.0.{i + 2}:{gang.coordinator_port}" for i in range(gang.run.nodes)),
+            "BIGMODEL_PEERS": ",".join(gang.newest_addresses(self)),
             "BIGMODEL_TERMINATION_LOG": str(self.termination_log),
             "DIARY": str(gang.directory / "diary"),
             **gang.environment,
@@ -83,6 +83,7 @@ class Pod:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                cwd=gang.directory,
             )
 
     def kill(self) -> None:
@@ -90,7 +91,7 @@ class Pod:
         self.process.kill()
         self.process.wait()
 
-    def exit_code(self, timeout: float = 30) -> int:
+    def exit_code(self, timeout: float = 60) -> int:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -122,6 +123,17 @@ class LoopbackGang:
         self.run = run.model_copy(update={"coordinator": f"127.0.0.2:{self.coordinator_port}"})
         self.environment = environment
         self.pods: list[Pod] = []
+        self._newest: dict[int, str] = {}
+
+    @staticmethod
+    def address(index: int, incarnation: int) -> str:
+        """A replacement has another one. The coordinator's name keeps pointing to the first: DNS out of date."""
+        return f"127.0.{incarnation}.{index + 2}"
+
+    def newest_addresses(self, started: Pod) -> list[str]:
+        self._newest[started.index] = started.ip
+        newest = [self._newest.get(index, self.address(index, 0)) for index in range(self.run.nodes)]
+        return [f"{ip}:{self.coordinator_port}" for ip in newest]
 
     def start(self, *indexes: int, incarnation: int = 0, **environment: str) -> list[Pod]:
         """All indexes, or those named."""
@@ -139,7 +151,7 @@ class LoopbackGang:
         entries = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         return [e for e in entries if event is None or e["event"] == event]
 
-    def wait_for(self, what: str, condition: Any, timeout: float = 20) -> Any:
+    def wait_for(self, what: str, condition: Any, timeout: float = 60) -> Any:
         """The first true value of `condition()`."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
@@ -148,7 +160,7 @@ class LoopbackGang:
                     return value
             time.sleep(0.02)
         logs = "\n".join(f"--- index {pod.index}\n{pod.log}" for pod in self.pods)
-        raise AssertionError(f"not within {timeout} s: {what}\n{logs}\n--- diary\n{self.diary()}")
+        raise AssertionError(f"not within {timeout} s: {what}\n{logs}\n--- diary ends with\n{self.diary()[-6:]}")
 
     def wait_for_step(self, step: int, generation: int, ranks: int | None = None) -> float:
         """When every rank had made that step in that generation or a later one; seconds of time.time()."""

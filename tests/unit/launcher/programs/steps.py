@@ -1,9 +1,11 @@
 """STEPS steps of PAUSE seconds, without torch or a collective. The next generation goes on from the last one made.
 
 BEHAVIOUR is what goes wrong: comma-separated `rank:generation:step:act`; `*` matches any, step 0 is before the first.
-Acts: exit=N, raise=TEXT, segfault, hang.
+Acts: exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore. GRANDCHILD: leave a process behind.
+ARTIFACT: report one.
 """
 
+import json
 import os
 import signal
 import sys
@@ -36,12 +38,39 @@ def misbehave(step: int) -> None:
                 time.sleep(3600)
 
 
+def notice() -> None:
+    """What the launcher asks of us, once for each request."""
+    global noticed
+    path = Path(os.environ["BIGMODEL_NOTICE"])
+    if path.exists() and (request := json.loads(path.read_text()))["request"] > noticed:
+        noticed = request["request"]
+        note("notice", notice=request)
+
+
+def save_and_leave(*_: object) -> None:
+    time.sleep(0.3)
+    note("saved")
+    sys.exit(143)
+
+
+noticed = 0
 note("start", pid=os.getpid(), env={k: v for k, v in os.environ.items() if k.isupper()}, argv=sys.argv)
 report("Starting")
+match os.environ.get("ON_SIGTERM"):
+    case "save":
+        signal.signal(signal.SIGTERM, save_and_leave)
+    case "ignore":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "GRANDCHILD" in os.environ:
+    child = os.fork()
+    if child == 0:
+        signal.pause()
+    note("grandchild", pid=child)
 misbehave(0)
 begin = int(Path(CHECKPOINT).read_text()) if os.path.exists(CHECKPOINT) else 0
 for step in range(begin + 1, STEPS + 1):
     time.sleep(PAUSE)
+    notice()
     misbehave(step)
     report("Training", step, inCollective=True, metrics=[{"name": "loss", "value": f"{1 / step:.4f}"}])
     note("step", step=step)
