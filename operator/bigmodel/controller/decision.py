@@ -49,7 +49,10 @@ class Key:
 
 @dataclass(frozen=True)
 class Deletion:
-    """A child to delete, by UID: the engine reads it live first and sends the UID as a precondition."""
+    """A child to delete, by UID: the engine reads it live first and sends the UID as a precondition.
+
+    With the reconciled object's own UID that object goes, and its children with it: the end of its time to live.
+    """
 
     kind: ResourceKind
     name: str
@@ -59,12 +62,13 @@ class Deletion:
 
 @dataclass(frozen=True)
 class Relabel:
-    """Labels to set on a child, by UID."""
+    """Labels and annotations to set on a child, by UID; an annotation that is None goes."""
 
     kind: ResourceKind
     name: str
     uid: str
-    labels: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

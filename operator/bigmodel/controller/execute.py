@@ -1,6 +1,7 @@
 """A Decision becomes requests: idempotent, bounded in parallel; nothing is adopted, nothing deleted unseen."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
@@ -113,16 +114,22 @@ class Executor:
         namespace = owner["metadata"]["namespace"]
         known = reflector.get(namespace, relabel.name)
         if known is not None and uid_of(known) == relabel.uid:
-            labels = known["metadata"].get("labels") or {}
-            if all(labels.get(name) == value for name, value in relabel.labels.items()):
+            labels, annotations = (known["metadata"].get(field) or {} for field in ("labels", "annotations"))
+            if all(labels.get(name) == value for name, value in relabel.labels.items()) and all(
+                annotations.get(name) == value for name, value in relabel.annotations.items()
+            ):
                 return
-        patch = {"metadata": {"uid": relabel.uid, "labels": dict(relabel.labels)}}
+        marks = {"labels": dict(relabel.labels), "annotations": dict(relabel.annotations)}
+        patch = {"metadata": {"uid": relabel.uid} | {field: values for field, values in marks.items() if values}}
         try:
             reflector.note_written(await self._client.merge_patch(relabel.kind, namespace, relabel.name, patch))
         except errors.NotFound:
             reflector.note_removed(_named(namespace, relabel.name, relabel.uid))
 
     async def _delete(self, owner: Manifest, deletion: Deletion) -> None:
+        if deletion.uid == uid_of(owner):
+            await self._delete_itself(owner, deletion)
+            return
         reflector = self._reflectors[deletion.kind.kind]
         namespace = owner["metadata"]["namespace"]
         gone = _named(namespace, deletion.name, deletion.uid)
@@ -144,6 +151,12 @@ class Executor:
             reflector.note_written(answer)
         else:
             reflector.note_removed(gone)
+
+    async def _delete_itself(self, owner: Manifest, deletion: Deletion) -> None:
+        """The end of its time to live. Nothing reflects it: the next pass finds it gone."""
+        namespace, name = owner["metadata"]["namespace"], owner["metadata"]["name"]
+        with contextlib.suppress(errors.NotFound):
+            await self._client.delete(deletion.kind, namespace, name, deletion.uid, deletion.grace_seconds)
 
     async def _write_status(self, kind: ResourceKind, owner: Manifest, status: Manifest) -> None:
         """Raises Conflict when the object is not the one that was observed: an old leader writes nothing."""

@@ -109,7 +109,7 @@ async def followed(source: ProgressSource) -> AsyncIterator[None]:
 
 async def eventually(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
-        while not holds():  # noqa: ASYNC110: the source offers no event
+        while not holds():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
