@@ -35,6 +35,8 @@ def main() -> None:
     """Read the environment once, then train and publish. Errors leave through the top: whoever started the process
     records them.
     """
+    if ENV_TRAINING_RUN not in os.environ:
+        raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
     rank = rank_of(os.environ, ENV_GENERATION)
     logging.basicConfig(
         level=logging.INFO,
@@ -46,8 +48,6 @@ def main() -> None:
     # torch.export.load would unpickle otherwise; what we load is our own program, but habits of one process become
     # those of another.
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    if ENV_TRAINING_RUN not in os.environ:
-        raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
     run = TrainingRun.model_validate_json(os.environ[ENV_TRAINING_RUN])
     with closing(Reporter(rank.rank, rank.generation, os.environ.get(ENV_REPORT_SOCKET), time.monotonic)) as report:
         run_rank(run, rank, report, os.environ, Path(DATASETS_DIRECTORY))
