@@ -51,7 +51,7 @@ verify: venv ## Fail if a generated file differs from its source
 lint: venv ## Style, types and the import contracts
 	@.venv/bin/ruff check -q . && .venv/bin/ruff format -q --check .
 	@.venv/bin/mypy
-	@PYTHONPATH=operator .venv/bin/lint-imports --no-timing 2>&1 | tail -n 15
+	@.venv/bin/lint-imports | tail -n 12
 unit: venv ## Pure functions and single processes, seconds
 	@$(PYTHON) -m tests.cluster prepare
 	@$(PYTHON) -m pytest tests/unit
