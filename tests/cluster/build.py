@@ -39,7 +39,7 @@ PACKAGES = {
     "iproute2": "/usr/sbin/ip",
     "util-linux": "/usr/bin/nsenter",
     "gcc": "/usr/bin/gcc",
-    "libc6-dev": "/usr/lib/x86_64-linux-gnu/libc.a",
+    "libc6-dev": "/usr/include/stdio.h",
     "ca-certificates": "/usr/sbin/update-ca-certificates",
 }
 

@@ -16,7 +16,8 @@ from tests.cluster import control_plane, images, network, nodes, processes
 from tests.cluster.build import cluster_programs, prepare
 from tests.cluster.certificates import issue_all
 from tests.cluster.client import ApiError, Client
-from tests.cluster.layout import CERTIFICATES, KUBECONFIG, RUN, STATE
+from tests.cluster.delivery import deliver
+from tests.cluster.layout import BRIDGE, CERTIFICATES, KUBECONFIG, RUN, STATE
 from tests.cluster.progress import step
 
 #: kube-proxy in the machine's own network namespace, through which this machine reaches ClusterIPs.
@@ -71,7 +72,7 @@ def _start(programs: Path) -> None:
             starts = {node: pool.submit(nodes.start_node, node, programs, reference) for node in nodes.NODES}
             since = {node: begin if start.result() else None for node, start in starts.items()}
             processes.ensure(HOST_PROXY, nodes.proxy_command(programs, "host"))
-            images.load_references([reference])
+            deliver([reference], images.in_storage)
             for node in nodes.NODES:
                 nodes.wait_ready(client, node, since[node])
     for name in process_names():  # what starts with a bad flag ends within the seconds that the nodes need
@@ -119,6 +120,8 @@ def process_names() -> list[str]:
 def healthy(programs: Path) -> bool:
     """Whether all runs with the commands of this checkout, and both nodes are Ready with their GPUs."""
     if not KUBECONFIG.exists() or any(processes.running(name) is None for name in process_names()):
+        return False
+    if any(not Path("/sys/class/net", link).exists() for link in (BRIDGE, *(node.link for node in nodes.NODES))):
         return False
     wanted = control_plane.commands(programs)
     if any(processes.running(name).command != tuple(command) for name, command in wanted.items()):  # type: ignore[union-attr]

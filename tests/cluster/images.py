@@ -1,56 +1,46 @@
-"""Container images without a registry: built by buildah from images/, copied into the nodes' containerd.
+"""Container images, built by buildah from images/ and known by what they were made from.
 
-An image is known by the hash of everything it was made from, and so nothing is built or copied twice: not for a second
-checkout, not for a second cluster. `images/<name>/Containerfile` is built with the repository as its context; where
-there is an `images/<name>/context.sh`, that script makes the context (the base of Debian, the pause container).
+The tag of an image is the hash of everything that goes into it, and so nothing is built or copied twice: not for a
+second checkout, not for a second cluster. `images/<name>/Containerfile` is built with the repository as its context;
+where there is an `images/<name>/context.sh`, that script makes the context (the base of Debian, the pause container).
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
-import io
 import json
 import os
 import re
 import subprocess
-import tarfile
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tests.cluster import pip
 from tests.cluster.build import content_hash
-from tests.cluster.layout import CACHE, CHECKOUT, LOGS, RUN, STATE
+from tests.cluster.delivery import PREFIX, RUNROOT, STORAGE, deliver, made
+from tests.cluster.layout import CACHE, CHECKOUT, LOGS
 from tests.cluster.network import run
-from tests.cluster.nodes import NODES, Node
 from tests.cluster.progress import step
 
-PREFIX = "localhost/bigmodel"
 IMAGES = CHECKOUT / "images"
-#: buildah's own storage, so that a machine's other images are not touched by ours, nor ours by them.
-STORAGE = STATE.parent / "images"
-#: Images on their way to the nodes, as an OCI layout. Kept: a layer that is there already need not be written again.
-EXPORT = STATE.parent / "export"
 #: The local image that takes the place of a Containerfile's public base (`--build-arg BASE`); `base` where none is
 #: named.
 BASES = {"torch": "base", "trainer": "torch", "triton": "torch"}
+#: Images that no chart needs.
 LOCAL = {"base", "pause", "torch"}
 #: A wheel that lies here wins over PyPI's build of the same version (torch without CUDA: 0.2 GB instead of 5).
 WHEELS = CHECKOUT.parent / "shared" / "wheels"
-#: buildah's storage takes parallel builds, but an OCI layout has one index.
-_exporting = threading.Lock()
+#: How many versions of an image are kept: what a release on the cluster names must not go while somebody edits.
+KEPT = 20
 
 
 def load(names: Sequence[str]) -> dict[str, str]:
-    """Build what has changed of these images and copy it to all nodes; returns name -> reference, for the chart's
-    values."""
+    """Build what has changed of these images and copy it to all nodes; returns name -> reference, for chart values."""
     references = {name: build(name) for name in names}
-    load_references(list(references.values()))
+    deliver(list(references.values()), in_storage)
     return references
 
 
@@ -97,13 +87,33 @@ def _once(name: str, reference: str) -> Iterator[bool]:
     if built(reference):
         yield False
         return
-    with (_made(STORAGE) / f"{name}.lock").open("w") as lock:
+    with (made(STORAGE) / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if built(reference):
             yield False
         else:
             with step(f"image {name}"):
                 yield True
+            _forget_old(name)
+
+
+def _forget_old(name: str) -> None:
+    """Keep the newest versions of an image; layers that they share with older ones stay in the cache."""
+    newest = sorted(
+        _listed(f"--filter=reference={PREFIX}/{name}"), key=lambda image: int(image["created"]), reverse=True
+    )
+    for image in newest[KEPT:]:
+        subprocess.run([*_buildah("rmi"), *image["names"]], capture_output=True)  # one that others stand on stays
+
+
+def in_storage() -> set[str]:
+    """References of all images that were built here and are kept."""
+    return {name for image in _listed() for name in image.get("names") or ()}
+
+
+def _listed(*options: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run([*_buildah("images"), "--json", *options]))
+    return found
 
 
 def inputs(containerfile: str) -> list[str]:
@@ -147,13 +157,13 @@ def built(reference: str) -> bool:
 
 
 def _buildah(verb: str) -> list[str]:
-    return ["buildah", f"--root={_made(STORAGE)}", f"--runroot={RUN}/buildah", verb]
+    return ["buildah", f"--root={made(STORAGE)}", f"--runroot={RUNROOT}", verb]
 
 
 def _buildah_build(name: str, reference: str, context: str, options: Sequence[str]) -> None:
     """Build with this machine's network, certificates and pip settings, none of which end up in the image."""
     with tempfile.TemporaryDirectory() as temporary:
-        wheels = WHEELS if WHEELS.is_dir() else _made(Path(temporary) / "wheels")
+        wheels = WHEELS if WHEELS.is_dir() else made(Path(temporary) / "wheels")
         others = pip.local_wheel_folders(os.environ)
         pip_conf = Path(temporary) / "pip.conf"
         files = pip.machine_files(os.environ)
@@ -164,7 +174,7 @@ def _buildah_build(name: str, reference: str, context: str, options: Sequence[st
         ]
         mounts = {path: path for path in (*certificates, *others) if path.is_dir()}
         mounts |= {wheels: Path("/wheels"), pip_conf: Path("/etc/pip.conf")}
-        downloads = _made(CACHE / "pip")  # neither in the image nor gone with it
+        downloads = made(CACHE / "pip")  # neither in the image nor gone with it
         _logged(name, [
             "nice", "-n", "5", *_buildah("build"), "--layers", "--isolation=chroot", "--pull-never",
             *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
@@ -175,7 +185,7 @@ def _buildah_build(name: str, reference: str, context: str, options: Sequence[st
 
 def _logged(name: str, command: Sequence[str]) -> None:
     """Run a long command, its output to LOGS/image-<name>.log and, if it fails, to the error."""
-    log = _made(LOGS) / f"image-{name}.log"
+    log = made(LOGS) / f"image-{name}.log"
     with log.open("wb") as output:
         code = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=CHECKOUT
@@ -183,104 +193,3 @@ def _logged(name: str, command: Sequence[str]) -> None:
     if code != 0:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-25:])
         raise SystemExit(f"image {name} failed with exit code {code} (all of it: {log}):\n{tail}")
-
-
-def load_references(references: Sequence[str]) -> None:
-    """Copy images into every node that does not have them, all nodes at once."""
-    for reference in references:
-        targets = [node for node in NODES if not has(node, reference)]
-        if targets:
-            with step(f"{reference.removeprefix(PREFIX + '/')} to {' and '.join(node.name for node in targets)}"):
-                manifest = _export(reference)
-                with ThreadPoolExecutor() as pool:
-                    for done in [pool.submit(_import, node, reference, manifest) for node in targets]:
-                        done.result()
-
-
-def has(node: Node, reference: str) -> bool:
-    return bool(ctr(node, "images", "list", "--quiet", f"name=={reference}").strip())
-
-
-def ctr(node: Node, *arguments: str) -> str:
-    """Run containerd's own client on a node, in the namespace of Kubernetes."""
-    return run([*node.enter(), "ctr", "--namespace=k8s.io", *arguments])
-
-
-def _export(reference: str) -> dict[str, Any]:
-    """Write the image's layers that are not there yet into the layout EXPORT; returns the descriptor of its manifest.
-
-    Uncompressed, because it does not travel far; that is also why it is not buildah that does it.
-    """
-    source = f"containers-storage:[{_made(STORAGE)}+{RUN}/buildah]{reference}"
-    with _exporting:
-        run([
-            "skopeo", "--insecure-policy", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers",
-            source, f"oci:{_made(EXPORT)}:{reference}",
-        ])  # fmt: skip
-        index = json.loads((EXPORT / "index.json").read_text())
-    return next(
-        descriptor for descriptor in index["manifests"]
-        if descriptor.get("annotations", {}).get("org.opencontainers.image.ref.name") == reference
-    )  # fmt: skip
-
-
-def _import(node: Node, reference: str, manifest: dict[str, Any]) -> None:
-    """Stream the image into the node's containerd, without the layers that are unpacked there already."""
-    document = json.loads(_blob(manifest["digest"]).read_bytes())
-    differences = json.loads(_blob(document["config"]["digest"]).read_bytes())["rootfs"]["diff_ids"]
-    present = {line.split()[0] for line in ctr(node, "snapshots", "list").splitlines() if line}
-    layers = [layer["digest"] for layer in document["layers"]]
-    missing = [layer for layer, chain in zip(layers, chain_ids(differences), strict=True) if chain not in present]
-    command = [*node.enter(), "ctr", "--namespace=k8s.io", "images", "import", "-"]
-    with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors) as process:
-            assert process.stdin is not None
-            try:
-                _write_archive(
-                    process.stdin, reference, manifest, [manifest["digest"], document["config"]["digest"], *missing]
-                )
-                process.stdin.close()
-            except BrokenPipeError:
-                pass  # its exit code and its own words say why
-        if process.returncode != 0:
-            errors.seek(0)
-            raise SystemExit(f"{node.name} does not take {reference}: {errors.read().decode(errors='replace').strip()}")
-    if missing:  # what is unpacked is not needed packed: a second copy of 0.7 GB on each node
-        ctr(node, "content", "rm", *missing)
-
-
-def chain_ids(differences: Sequence[str]) -> list[str]:
-    """The names of an image's layers as unpacked one upon the other: of each, with all below it (OCI image
-    specification, ChainID)."""
-    chain: list[str] = []
-    for difference in differences:
-        below = chain[-1] if chain else None
-        joined = f"{below} {difference}".encode()
-        chain.append(difference if below is None else f"sha256:{hashlib.sha256(joined).hexdigest()}")
-    return chain
-
-
-def _write_archive(stream: IO[bytes], reference: str, manifest: dict[str, Any], digests: Sequence[str]) -> None:
-    """An OCI archive of one image, of which only these blobs are inside."""
-    named = {**manifest, "annotations": {"io.containerd.image.name": reference}}
-    files = {
-        "oci-layout": {"imageLayoutVersion": "1.0.0"},
-        "index.json": {"schemaVersion": 2, "manifests": [named]},
-    }
-    with tarfile.open(fileobj=stream, mode="w|") as archive:
-        for name, content in files.items():
-            data = json.dumps(content).encode()
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-        for digest in digests:
-            archive.add(_blob(digest), arcname=f"blobs/{digest.replace(':', '/')}")
-
-
-def _blob(digest: str) -> Path:
-    return EXPORT / "blobs" / digest.replace(":", "/")
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

@@ -1,11 +1,7 @@
-"""When an image must be built anew, and what of it a node lacks."""
+"""When an image must be built anew."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -64,36 +60,6 @@ def test_a_change_of_a_file_is_new_content(checkout: Path, change: str) -> None:
 def test_a_source_that_is_not_there_is_named(checkout: Path) -> None:
     with pytest.raises(SystemExit, match="requirements is to be copied into an image, but there is nothing"):
         list(images._contents(checkout / "requirements"))
-
-
-def test_chain_ids_name_each_layer_with_all_below_it() -> None:
-    first, second, third = (f"sha256:{digit * 64}" for digit in "123")
-    chain = images.chain_ids([first, second, third])
-    assert chain[0] == first
-    assert chain[1] == "sha256:" + hashlib.sha256(f"{first} {second}".encode()).hexdigest()
-    assert chain[2] == "sha256:" + hashlib.sha256(f"{chain[1]} {third}".encode()).hexdigest()
-    assert images.chain_ids([]) == []
-
-
-def test_an_archive_names_its_image_and_holds_the_blobs_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(images, "EXPORT", tmp_path)
-    blob = tmp_path / "blobs" / "sha256" / "aa"
-    blob.parent.mkdir(parents=True)
-    blob.write_bytes(b"layer")
-    stream = io.BytesIO()
-
-    images._write_archive(stream, "localhost/bigmodel/x:1", {"digest": "sha256:bb", "size": 3}, ["sha256:aa"])
-
-    stream.seek(0)
-    with tarfile.open(fileobj=stream) as archive:
-        content = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
-    assert content["blobs/sha256/aa"] == b"layer"
-    assert json.loads(content["oci-layout"]) == {"imageLayoutVersion": "1.0.0"}
-    assert json.loads(content["index.json"])["manifests"] == [
-        {"digest": "sha256:bb", "size": 3, "annotations": {"io.containerd.image.name": "localhost/bigmodel/x:1"}}
-    ]
 
 
 def test_an_image_that_does_not_exist_is_named() -> None:
