@@ -110,6 +110,9 @@ async def place(api_server: Path, kubectl: Kubectl) -> AsyncIterator[Workplace]:
         yield workplace
     finally:
         await client.close()
+        # A connection whose request was cancelled still says farewell by TLS; the loop must not end before.
+        loop: Any = asyncio.get_running_loop()
+        await until(lambda: all(one.is_closing() for one in loop._transports.values()))
 
 
 @asynccontextmanager

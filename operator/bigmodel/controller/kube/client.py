@@ -16,7 +16,7 @@ from kubernetes.aio import config as kubeconfig
 from kubernetes.aio.client import ApiClient, Configuration
 
 from bigmodel.api.names import FIELD_MANAGER
-from bigmodel.controller.decision import Manifest, ResourceKind
+from bigmodel.controller.decision import CONTROLLER_REVISION, Manifest, ResourceKind
 from bigmodel.controller.kube import errors
 
 TIMEOUT_SECONDS = 10.0  # of every request but a watch, waiting for a connection included
@@ -26,6 +26,7 @@ APPLY = "application/apply-patch+yaml"
 MERGE_PATCH = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 JSON = "application/json"
+YAML = "application/yaml"
 
 
 async def load_configuration(path: Path | None = None) -> Configuration:
@@ -124,14 +125,23 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             raise errors.Unavailable(f"watch of {kind.plural} broke: {_reason(error)}") from error
         finally:
-            response.close()  # not release(): the rest of the stream is not wanted
+            # The rest of the stream is not wanted, and a close alone would wait for the server's TLS farewell.
+            if response.connection is not None and response.connection.transport is not None:
+                response.connection.transport.abort()
+            response.close()
 
     # Writing. Each returns the object as the server now has it.
 
     async def create(self, kind: ResourceKind, manifest: Manifest) -> Manifest:
         """Raises AlreadyExists, Refused and its kinds, NotFound (namespace or kind), and any ApiError."""
         url_path = path(kind, manifest["metadata"].get("namespace"))
-        return await self._object("create", "POST", url_path, {"fieldManager": FIELD_MANAGER}, manifest)
+        query = {"fieldManager": FIELD_MANAGER}
+        if kind == CONTROLLER_REVISION:
+            # Its data is immutable to the byte, and every patch of its metadata writes the data anew as Go does: other
+            # spaces or another order of keys would make each patch a refused change of it. Read as YAML, the server
+            # writes it so from the start.
+            return await self._object("create", "POST", url_path, query, json.dumps(manifest, ensure_ascii=False), YAML)
+        return await self._object("create", "POST", url_path, query, manifest)
 
     async def replace(self, kind: ResourceKind, manifest: Manifest, subresource: str = "") -> Manifest:
         """PUT. With metadata.resourceVersion it raises Conflict when somebody else wrote since."""
@@ -181,7 +191,7 @@ class Client:
         method: str,
         url_path: str,
         query: Mapping[str, str] | None = None,
-        body: Manifest | None = None,
+        body: Manifest | str | None = None,
         content_type: str = JSON,
     ) -> Manifest:
         limits = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -198,7 +208,7 @@ class Client:
         method: str,
         url_path: str,
         query: Mapping[str, str] | None = None,
-        body: Manifest | None = None,
+        body: Manifest | str | None = None,
         content_type: str = JSON,
         limits: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
