@@ -8,6 +8,7 @@ from bigmodel.api import serving as pod_contract
 from bigmodel.api.run import ServingRun
 from bigmodel.controller.decision import (
     BIG_MODEL_SERVICE,
+    CONTROLLER_REVISION,
     DEPLOYMENT,
     NETWORK_POLICY,
     POD_DISRUPTION_BUDGET,
@@ -18,13 +19,10 @@ from bigmodel.controller.decision import (
 from bigmodel.controller.service.diagnosis import is_gpu
 from bigmodel.controller.service.observe import ObservedService
 from bigmodel.controller.service.revision import (
-    Attempt,
     ChosenImages,
-    Outcome,
     Record,
     RevisionData,
     RevisionInputs,
-    record_manifest,
 )
 from bigmodel.controller.service.source import Artifact
 from bigmodel.controller.settings import Settings
@@ -70,17 +68,13 @@ def record(
         job_uid=artifact.job_uid,
         pod_template=pod_template(service.namespace, service.name, number, inputs, images, settings),
     )
-    return record_manifest(
-        _child(service, names.revision_name(service.name, number), number), number, data.wire(), None, None
-    )
-
-
-def annotated_record(
-    service: ObservedService, known: Record, outcome: Outcome | None, attempt: Attempt | None = None
-) -> Manifest:
-    """A record with another story; its immutable part is sent back as it came."""
-    metadata = _child(service, names.revision_name(service.name, known.number), known.number)
-    return record_manifest(metadata, known.number, known.raw_data, outcome, attempt or known.attempt)
+    name = names.revision_name(service.name, number)
+    return {
+        **_kind(CONTROLLER_REVISION),
+        "metadata": _child(service, name, number),
+        "data": data.wire(),
+        "revision": number,
+    }
 
 
 def deployment(service: ObservedService, known: Record, replicas: int) -> Manifest:

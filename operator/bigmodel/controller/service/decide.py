@@ -18,12 +18,13 @@ from bigmodel.controller.decision import (
     Decision,
     Deletion,
     Manifest,
+    Relabel,
 )
 from bigmodel.controller.service import build
 from bigmodel.controller.service.events import events_between
 from bigmodel.controller.service.ledger import Ledger, may_promote, needs_record, next_record_write, read_ledger
 from bigmodel.controller.service.observe import ObservedService
-from bigmodel.controller.service.revision import RECORDS_KEPT, Record
+from bigmodel.controller.service.revision import RECORDS_KEPT, Record, story
 from bigmodel.controller.service.status import invalid_status, service_status
 from bigmodel.controller.settings import Settings
 
@@ -43,8 +44,13 @@ def decide(service: ObservedService, settings: Settings, now: datetime) -> Decis
     status = service_status(service, ledger, settings, now)
     write = next_record_write(service, ledger, now)
     if write is not None:
-        manifest = build.annotated_record(service, write.record, write.outcome, write.attempt)
-        decision = Decision(apply=(manifest,), requeue_after=SOON_SECONDS, again=True)
+        relabel = Relabel(
+            CONTROLLER_REVISION,
+            names.revision_name(service.name, write.record.number),
+            write.record.uid,
+            annotations=story(write.outcome, write.attempt),
+        )
+        decision = Decision(relabel=(relabel,), requeue_after=SOON_SECONDS, again=True)
         return _told(service, status, decision, now) if service.rejections else decision
     number = needs_record(service, ledger)
     if number is not None:
@@ -59,6 +65,7 @@ def _told(service: ObservedService, status: Manifest, decision: Decision, now: d
     """The decision with its status and events; a refused child slows it down."""
     requeue = REJECTED_CHILD_SECONDS if service.rejections else decision.requeue_after
     return Decision(
+        relabel=decision.relabel,
         create=decision.create,
         apply=decision.apply,
         delete=decision.delete,

@@ -109,7 +109,7 @@ def _ready(old: Conditions, new: Conditions) -> Event | None:
     condition, was = new[ServiceCondition.READY], old.get(ServiceCondition.READY)
     if was is None or was["status"] == condition["status"] or condition["reason"] == Reason.SCALED_TO_ZERO:
         return None
-    if condition["status"] == "True" and was["reason"] == Reason.NO_VERIFIED_REVISION:
+    if {was["reason"], condition["reason"]} & {Reason.NO_VERIFIED_REVISION, Reason.ENDPOINTS_PENDING}:
         return None
     kind: EventType = "Normal" if condition["status"] == "True" else "Warning"
     return Event(

@@ -74,6 +74,7 @@ class Reason(StrEnum):
     # Ready and Degraded
     SERVING = "Serving"
     NO_VERIFIED_REVISION = "NoVerifiedRevision"
+    ENDPOINTS_PENDING = "EndpointsPending"
     NO_READY_ENDPOINT = "NoReadyEndpoint"
     AS_WANTED = "AsWanted"
     NOT_SERVING = "NotServing"
@@ -366,6 +367,10 @@ def serving(url: str) -> str:
 
 def no_verified_revision() -> str:
     return "No revision was verified yet: see the conditions SourceAvailable and Progressing."
+
+
+def endpoints_pending(revision: int) -> str:
+    return f"{_name(revision)} is verified; requests reach it as soon as the cluster has followed the address."
 
 
 def no_ready_endpoint(why: str) -> str:

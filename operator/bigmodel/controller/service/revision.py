@@ -21,7 +21,7 @@ from bigmodel.api.model import Digest, LongText, Model, Text, VariantName
 from bigmodel.api.pod import LocalObject, Resources, Toleration
 from bigmodel.api.service import Batching, ParityGate, ServiceSpec
 from bigmodel.api.store import Store
-from bigmodel.controller.decision import CONTROLLER_REVISION, Manifest
+from bigmodel.controller.decision import Manifest
 from bigmodel.controller.service.source import Artifact
 
 ANNOTATION_OUTCOME = f"{names.GROUP}/outcome"  # Outcome as JSON; absent while the revision is on its way
@@ -142,7 +142,6 @@ class Record:
     uid: str
     created: datetime
     data: RevisionData
-    raw_data: dict[str, Any]  # as stored: `data` is immutable, so it is sent back as it came
     outcome: Outcome | None
     attempt: Attempt
 
@@ -174,7 +173,6 @@ def record_of(manifest: Manifest) -> Record | None:
             uid=metadata["uid"],
             created=created,
             data=data,
-            raw_data=manifest["data"],
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
             attempt=Attempt.model_validate_json(attempt) if attempt else Attempt(since=created),
         )
@@ -182,21 +180,13 @@ def record_of(manifest: Manifest) -> Record | None:
         return None
 
 
-def record_manifest(
-    metadata: dict[str, Any], number: int, data: dict[str, Any], outcome: Outcome | None, attempt: Attempt | None
-) -> Manifest:
-    """`metadata` is the child's usual one; the annotations are the whole story of the revision so far."""
-    story = {}
-    if outcome is not None:
-        story[ANNOTATION_OUTCOME] = _json(outcome)
-    if attempt is not None and attempt.number > 1:
-        story[ANNOTATION_ATTEMPT] = _json(attempt)
+def story(outcome: Outcome | None, attempt: Attempt) -> dict[str, str | None]:
+    """A record's annotations. They are patched, not applied with the rest: `data` is immutable to the byte, and
+    server-side apply writes its JSON anew.
+    """
     return {
-        "apiVersion": CONTROLLER_REVISION.api_version,
-        "kind": CONTROLLER_REVISION.kind,
-        "metadata": {**metadata, "annotations": story} if story else metadata,
-        "data": data,
-        "revision": number,
+        ANNOTATION_OUTCOME: _json(outcome) if outcome is not None else None,
+        ANNOTATION_ATTEMPT: _json(attempt) if attempt.number > 1 else None,
     }
 
 

@@ -203,6 +203,8 @@ def _ready(service: ObservedService, ledger: Ledger, settings: Settings) -> Told
     if serving:
         url = build.stable_url(service.name, service.namespace, settings)
         return "True", Reason.SERVING, messages.serving(url)
+    if ledger.promoting and ledger.previous is None:
+        return "False", Reason.ENDPOINTS_PENDING, messages.endpoints_pending(service.selected)
     return "False", Reason.NO_READY_ENDPOINT, messages.no_ready_endpoint(_why_stable_lacks(ledger))
 
 
@@ -232,6 +234,8 @@ def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition
         if ledger.candidate is not None:
             return "Preparing"
         return "Failed" if told[ServiceCondition.PROMOTED][0] == "False" else "Waiting"
+    if told[ServiceCondition.READY][1] == Reason.ENDPOINTS_PENDING:
+        return "Preparing"
     if told[ServiceCondition.READY][0] == "False" or told[ServiceCondition.DEGRADED][0] == "True":
         return "Degraded"
     return "Serving" if ledger.candidate is None else "RollingOut"

@@ -15,7 +15,7 @@ from bigmodel.api.serving import drain
 from bigmodel.controller.decision import Children, Manifest
 from bigmodel.controller.service import build
 from bigmodel.controller.service.observe import ObservedService, observed_service
-from bigmodel.controller.service.revision import Outcome, Record, inputs, record_of
+from bigmodel.controller.service.revision import Record, inputs, record_of
 from bigmodel.controller.service.source import Artifact
 from tests.unit.controller.service.world import DIGEST_A, SETTINGS, START, a_service, time_text
 
@@ -144,19 +144,6 @@ def test_the_pod_is_told_what_to_serve_and_reads_it_as_the_server_room_will() ->
         assert (run.parity_absolute, run.parity_relative) == (0.01, None)
         assert run.store.uri == "file:///store/team-a"
         assert run.startup_deadline_seconds == 601
-
-
-def test_a_record_keeps_its_immutable_part_whatever_its_story() -> None:
-    record = _record(FULL, S3)
-    outcome = Outcome(result="Rejected", reason="ParityFailed", message="no", at=START, gate="parity")
-    manifest = build.annotated_record(_observed(FULL), record, outcome)
-    assert manifest["data"] == record.raw_data
-    manifest["metadata"] |= {"uid": "record-uid", "creationTimestamp": time_text(START)}
-    again = record_of(manifest)
-    assert again is not None
-    assert again.outcome == outcome
-    assert again.data == record.data
-    assert "annotations" not in build.annotated_record(_observed(FULL), record, None)["metadata"]
 
 
 def test_the_stable_service_and_the_pods_agree_on_labels() -> None:

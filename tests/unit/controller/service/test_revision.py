@@ -97,7 +97,7 @@ def _record(outcome: Outcome | None, attempt: int) -> Record:
     world = serving_world()
     manifest = world.objects["ControllerRevision", "mlp-r1"]
     data = RevisionData.model_validate(manifest["data"])
-    return Record(1, "uid", START, data, manifest["data"], outcome, Attempt(number=attempt, since=START))
+    return Record(1, "uid", START, data, outcome, Attempt(number=attempt, since=START))
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_the_record_is_written_before_anything_else_and_the_address_after_verifi
         "create Service/mlp-r1",
         "create Deployment/mlp-r1",
         "create Service/mlp",
-        "apply ControllerRevision/mlp-r1",
+        "relabel ControllerRevision/mlp-r1",
     ]
 
 

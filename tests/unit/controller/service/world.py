@@ -181,6 +181,12 @@ class World:
 
     def execute(self, decision: Decision) -> None:
         rejected = []
+        for relabel in decision.relabel:
+            found = self.objects[relabel.kind.kind, relabel.name]
+            assert found["metadata"]["uid"] == relabel.uid
+            annotations = {**found["metadata"]["annotations"], **relabel.annotations}
+            found["metadata"]["annotations"] = {key: value for key, value in annotations.items() if value is not None}
+            self._count(f"relabel {relabel.kind.kind}/{relabel.name}")
         for manifest in decision.create:
             key = _key(manifest)
             if (refusal := self.refuse(manifest)) is not None:
@@ -195,7 +201,7 @@ class World:
             new = self._created(manifest)
             new["metadata"]["uid"] = old["metadata"]["uid"]
             new["metadata"]["creationTimestamp"] = old["metadata"]["creationTimestamp"]
-            assert manifest["kind"] != "ControllerRevision" or manifest["data"] == old["data"], "data is immutable"
+            assert manifest["kind"] != "ControllerRevision", "its data is immutable to the byte: apply is refused"
             self._write("apply", manifest, new)
         for deletion in decision.delete:
             key = (deletion.kind.kind, deletion.name)
