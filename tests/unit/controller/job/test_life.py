@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
 from bigmodel.api.store import Store
 from bigmodel.controller.decision import Rejection
+from bigmodel.controller.job.decide import decide
 from tests.builders import (
     DIGEST,
     NOON,
@@ -168,6 +171,13 @@ def test_hands_off(job: object) -> None:
     world = World(job=job.manifest).settle()  # type: ignore[attr-defined]
     assert world.writes == []
     assert world.events == []
+
+
+def test_observing_and_deciding_change_nothing_they_were_given() -> None:
+    world = training_world().node_lost(1)
+    before = copy.deepcopy((world.job, world.children))
+    decide(world.observed(), SETTINGS, world.now)
+    assert (world.job, world.children) == before
 
 
 # What the user wrote

@@ -52,10 +52,8 @@ class World:
     def observed(self) -> ObservedJob:
         by_kind: dict[str, tuple[Manifest, ...]] = {}
         for (kind, _), child in sorted(self.children.items()):
-            by_kind[kind] = (*by_kind.get(kind, ()), copy.deepcopy(child))
-        return observed_job(
-            copy.deepcopy(self.job), Children(by_kind), self.rejections, self.pulled, self.pod_group_served
-        )
+            by_kind[kind] = (*by_kind.get(kind, ()), child)
+        return observed_job(self.job, Children(by_kind), self.rejections, self.pulled, self.pod_group_served)
 
     def reconcile(self) -> Decision:
         """One pass. Raises Crash after the write it was told."""
