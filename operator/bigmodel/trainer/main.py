@@ -39,7 +39,7 @@ def main() -> None:
         raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
     rank = rank_of(os.environ, ENV_GENERATION)
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if rank.local_rank == 0 else logging.WARNING,  # one voice for each pod
         stream=sys.stdout,
         format=f"%(asctime)s rank {rank.rank} %(message)s",
         datefmt="%H:%M:%S",
