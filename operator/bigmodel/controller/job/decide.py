@@ -147,7 +147,10 @@ def _after_the_end(job: ObservedJob, now: datetime) -> Decision:
 
 
 def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
-    """One lost pod is replaced; more, or one that others no longer wait for, cost the attempt."""
+    """One lost pod is replaced; more, or one that others no longer wait for, cost the attempt.
+
+    Others that are on their way out count too: a gang that is preempted or drained leaves pod by pod.
+    """
     lost = failure.losses(gang, now)
     if not lost:
         return None
@@ -162,7 +165,9 @@ def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
             "incidents": incidents.added(before.incidents, incidents.of_loss(worst, gang.attempt, now)),
         }
     )
-    if len(lost) > 1 or any(pod.succeeded for pod in gang.pods):
+    indexes = {loss.index for loss in lost}
+    indexes |= {pod.index for pod in gang.pods if pod.deleted_until is not None and not pod.terminal}
+    if len(indexes) > 1 or any(pod.succeeded for pod in gang.pods):
         return _counted(job, _next_attempt(job, counted), now)
     return _counted(job, _with_replacement(counted, gang, worst), now)
 

@@ -62,8 +62,14 @@ class Gang:
         """This attempt had all its pods once."""
         return self.created >= self.size or bool(self.replacements)
 
-    def name_of(self, job: ObservedJob, index: int) -> str:
-        return names.node_pod(job.name, job.uid, self.attempt, index, self.replacements.get(index, 0))
+    def names_wanted(self, job: ObservedJob) -> frozenset[str]:
+        """Of children that are made or changed now: what was refused under another name is no longer asked for."""
+        pods = (
+            names.node_pod(job.name, job.uid, self.attempt, index, self.replacements.get(index, 0))
+            for index in self.missing
+        )
+        group = names.pod_group(job.name, job.uid, self.attempt)
+        return frozenset((names.job_service(job.name, job.uid), group, *pods))
 
 
 def size_of(job: ObservedJob, status: JobStatus) -> int:

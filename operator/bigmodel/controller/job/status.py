@@ -147,8 +147,8 @@ def wire(status: JobStatus) -> Manifest:
 def _admitted(job: ObservedJob, gang: Gang) -> Told:
     assert job.spec is not None
     scheduling = job.spec.scheduling
-    if job.rejections:
-        return "False", *_rejected(job.rejections)
+    if rejection := next((r for r in job.rejections if r.name in gang.names_wanted(job)), None):
+        return "False", *_rejected(rejection)
     if gang.group is None and not gang.has_started and scheduling.gang == "podGroup" and not job.pod_group_served:
         return "False", Reason.POD_GROUP_NOT_SERVED, messages.pod_group_not_served()
     together = all(pod.group for pod in gang.pods)
@@ -168,13 +168,12 @@ def _admitted(job: ObservedJob, gang: Gang) -> Told:
     return "False", Reason.QUEUED, messages.queued(len(gang.current), gang.size)
 
 
-def _rejected(rejections: tuple[Rejection, ...]) -> tuple[Reason, str]:
-    first = rejections[0]
-    if first.code == 409:
-        return Reason.NAME_TAKEN, messages.name_taken(first.manifest_kind, first.name)
-    if first.code == 403 and "exceeded quota" in first.message:
-        return Reason.QUOTA_EXCEEDED, messages.quota_exceeded(first.message)
-    return Reason.CHILD_REJECTED, messages.child_rejected(first.manifest_kind, first.name, first.message)
+def _rejected(rejection: Rejection) -> tuple[Reason, str]:
+    if rejection.code == 409:
+        return Reason.NAME_TAKEN, messages.name_taken(rejection.manifest_kind, rejection.name)
+    if rejection.code == 403 and "exceeded quota" in rejection.message:
+        return Reason.QUOTA_EXCEEDED, messages.quota_exceeded(rejection.message)
+    return Reason.CHILD_REJECTED, messages.child_rejected(rejection.manifest_kind, rejection.name, rejection.message)
 
 
 def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:

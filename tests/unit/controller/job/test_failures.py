@@ -293,6 +293,15 @@ def test_two_pods_lost_at_once_cost_the_attempt() -> None:
     assert world.status["incidents"][-1]["recoverySeconds"] == 3
 
 
+def test_a_gang_that_leaves_pod_by_pod_costs_one_attempt_not_a_replacement_for_each() -> None:
+    world = training_world().deleted(0).deleted(1).settle()
+    assert world.status["attempt"] == 1, "they save a checkpoint"
+    world.ends(1, 143, a_last_word(1, exit_code=143, reason="Terminated"), disrupted="PreemptionByScheduler").settle()
+    assert world.status["attempt"] == 2
+    assert world.status["restarts"] == {**NONE, "infrastructure": 1, "total": 1}
+    assert world.status["incidents"][-1]["cause"] == "Preempted"
+
+
 def test_a_new_attempt_is_counted_before_anything_is_deleted_or_made() -> None:
     world = training_world().gone(0).gone(1)
     counted = world.reconcile()

@@ -283,6 +283,23 @@ def test_what_the_api_server_refuses_is_told_in_its_words_and_heals(code: int, t
     assert world.condition("Admitted") == ("True", "Admitted")
 
 
+def test_what_was_refused_and_is_no_longer_wanted_is_no_longer_told() -> None:
+    world = training_world()
+    refused = pod_name(1, replacement=1)
+    world.refuse = lambda manifest: (
+        Rejection("Pod", refused, 403, "exceeded quota: q", NOON) if manifest["metadata"]["name"] == refused else None
+    )
+    world.gone(1)
+    for _ in range(3):
+        world.reconcile()
+    assert world.condition("Admitted") == ("False", "QuotaExceeded")
+    world.gone(0).settle()
+    assert world.status["attempt"] == 2
+    assert world.rejections, "nobody tried that one again"
+    world.start().settle()
+    assert world.condition("Admitted") == ("True", "Admitted")
+
+
 def test_gang_pod_group_waits_for_a_cluster_that_serves_it() -> None:
     world = World(job=a_job().spec(scheduling={"gang": "podGroup"}).manifest, pod_group_served=False).settle()
     assert world.condition("Admitted") == ("False", "PodGroupNotServed")

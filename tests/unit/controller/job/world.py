@@ -105,9 +105,10 @@ class World:
         self.events += decision.events
 
     def _create(self, decision: Decision) -> None:
-        self.rejections = ()
         for manifest in decision.create:
             key = manifest["kind"], manifest["metadata"]["name"]
+            # A rejection stands until its child is tried again.
+            self.rejections = tuple(r for r in self.rejections if (r.manifest_kind, r.name) != key)
             if key in self.children:
                 continue
             if (rejection := self.refuse(manifest)) is not None:
