@@ -461,3 +461,25 @@ async def test_a_controller_killed_again_and_again_ends_where_one_that_lives_doe
     await place.until_serves(2)
     assert sorted(d["metadata"]["name"] for d in await place.nodes.all(DEPLOYMENT)) == ["mlp-r1", "mlp-r2"]
     assert len(await place.nodes.all(CONTROLLER_REVISION)) == 2
+
+
+async def test_children_that_a_user_edits_are_restored(place: Place) -> None:
+    await place.service()
+    await place.publish("a")
+    await place.until_serves(1)
+    await place.kubectl("scale", "deployment/mlp-r1", "--replicas=0")
+    selector = {"spec": {"selector": {names.LABEL_REVISION: "7"}}}
+    await place.kubectl("patch", "service", "mlp", "--type=merge", "-p", json.dumps(selector))
+
+    async def restored() -> bool:
+        deployment = await place.get(DEPLOYMENT, "mlp-r1")
+        return deployment is not None and deployment["spec"]["replicas"] == 1 and await place.selected() == "1"
+
+    async with asyncio.timeout(20):
+        while not await restored():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await place.kubectl("delete", "service", "mlp-r1")
+    async with asyncio.timeout(20):
+        while await place.get(SERVICE, "mlp-r1") is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await place.until_serves(1)

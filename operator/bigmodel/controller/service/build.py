@@ -17,7 +17,7 @@ from bigmodel.controller.decision import (
     ResourceKind,
 )
 from bigmodel.controller.service.diagnosis import is_gpu
-from bigmodel.controller.service.observe import ObservedService
+from bigmodel.controller.service.observe import ANNOTATION_REPLICAS, ANNOTATION_SELECTS, ObservedService
 from bigmodel.controller.service.revision import (
     ChosenImages,
     Record,
@@ -81,7 +81,7 @@ def deployment(service: ObservedService, known: Record, replicas: int) -> Manife
     name = names.revision_name(service.name, known.number)
     return {
         **_kind(DEPLOYMENT),
-        "metadata": _child(service, name, known.number),
+        "metadata": _asked(_child(service, name, known.number), ANNOTATION_REPLICAS, replicas),
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": selector(service.name, known.number)},
@@ -96,20 +96,25 @@ def deployment(service: ObservedService, known: Record, replicas: int) -> Manife
 def revision_service(service: ObservedService, known: Record) -> Manifest:
     """The address of one revision: dark checks go here, and a route's weights."""
     name = names.revision_name(service.name, known.number)
-    return _service(_child(service, name, known.number), selector(service.name, known.number))
+    return _service(service, _child(service, name, known.number), known.number)
 
 
 def stable_service(service: ObservedService, revision: int) -> Manifest:
     """The address that callers know. Its selector is the truth about which revision is stable."""
-    return _service(_child(service, service.name), selector(service.name, revision))
+    return _service(service, _child(service, service.name), revision)
 
 
-def _service(metadata: dict[str, Any], pods: dict[str, str]) -> Manifest:
+def _service(service: ObservedService, metadata: dict[str, Any], revision: int) -> Manifest:
+    ports = [dict(port) for port in PORTS]
     return {
         **_kind(SERVICE),
-        "metadata": metadata,
-        "spec": {"type": "ClusterIP", "selector": pods, "ports": [dict(port) for port in PORTS]},
+        "metadata": _asked(metadata, ANNOTATION_SELECTS, revision),
+        "spec": {"type": "ClusterIP", "selector": selector(service.name, revision), "ports": ports},
     }
+
+
+def _asked(metadata: dict[str, Any], annotation: str, value: int) -> dict[str, Any]:
+    return {**metadata, "annotations": {annotation: str(value)}}
 
 
 def disruption_budget(service: ObservedService, revision: int) -> Manifest:

@@ -17,10 +17,12 @@ from bigmodel.controller.decision import (
     SERVICE,
     Decision,
     Deletion,
+    Event,
     Manifest,
     Relabel,
+    ResourceKind,
 )
-from bigmodel.controller.service import build
+from bigmodel.controller.service import build, messages
 from bigmodel.controller.service.events import events_between
 from bigmodel.controller.service.ledger import Ledger, may_promote, needs_record, next_record_write, read_ledger
 from bigmodel.controller.service.observe import ObservedService
@@ -70,7 +72,7 @@ def _told(service: ObservedService, status: Manifest, decision: Decision, now: d
         apply=decision.apply,
         delete=decision.delete,
         status=status,
-        events=events_between(service.status, status),
+        events=(*decision.events, *events_between(service.status, status)),
         requeue_after=requeue if requeue is not None else IDLE_SECONDS,
         again=decision.again and not service.rejections,
     )
@@ -87,12 +89,31 @@ def _children(service: ObservedService, ledger: Ledger, now: datetime) -> Decisi
     wanted += _last_failure(service, roles)
     wanted += _addresses(service, ledger)
     create = tuple(manifest for manifest in wanted if not _exists(service, manifest))
+    edited = _edited(service)
     return Decision(
+        relabel=tuple(
+            Relabel(kind, name, uid, annotations={names.ANNOTATION_HASH: None}) for kind, name, uid in edited
+        ),
         create=create,
         apply=tuple(manifest for manifest in wanted if manifest not in create),
         delete=_without_role(service, ledger, roles),
+        events=tuple(_restored(kind, name, now) for kind, name, _ in edited),
         requeue_after=_next_look(service, ledger, now),
     )
+
+
+def _edited(service: ObservedService) -> list[tuple[ResourceKind, str, str]]:
+    """Children that somebody else changed. Without its hash a child is applied again: that restores it."""
+    addresses = service.services.items()
+    deployments = service.deployments.values()
+    return [(SERVICE, name, address.uid) for name, address in addresses if address.edited] + [
+        (DEPLOYMENT, deployment.name, deployment.uid) for deployment in deployments if deployment.edited
+    ]
+
+
+def _restored(kind: ResourceKind, name: str, now: datetime) -> Event:
+    note = messages.restored(kind.kind, name)
+    return Event("Warning", "Restored", note, f"restored-{kind.kind}-{name}-{now:%Y%m%d%H%M%S}")
 
 
 def _replicas(service: ObservedService, ledger: Ledger, record: Record) -> int:
@@ -158,7 +179,7 @@ def _without_role(service: ObservedService, ledger: Ledger, roles: dict[int, Rec
         if record.number in service.deployments:
             deletions.append(Deletion(DEPLOYMENT, name, service.deployments[record.number].uid))
         if name in service.services:
-            deletions.append(Deletion(SERVICE, name, service.services[name]))
+            deletions.append(Deletion(SERVICE, name, service.services[name].uid))
     deletions += [
         Deletion(CONTROLLER_REVISION, names.revision_name(service.name, record.number), record.uid)
         for record in ended[: max(0, len(ended) - RECORDS_KEPT)]

@@ -391,3 +391,10 @@ def as_wanted(ready: int) -> str:
 
 def not_serving() -> str:
     return "Nothing serves yet."
+
+
+# Events only
+
+
+def restored(kind: str, name: str) -> str:
+    return f"{kind} {name} was edited by somebody else and is as it was: change the BigModelService instead."

@@ -25,6 +25,10 @@ from bigmodel.controller.decision import (
 )
 from bigmodel.controller.service.revision import Record, record_of
 
+# What we asked of a child, beside it: a field that says otherwise was edited by somebody else.
+ANNOTATION_REPLICAS = f"{names.GROUP}/replicas"  # of a Deployment
+ANNOTATION_SELECTS = f"{names.GROUP}/selects"  # the revision that a Service stands for
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -72,6 +76,15 @@ class ObservedDeployment:
     uid: str
     replicas: int
     refused: str | None  # the API server's text where it refuses the pods
+    edited: bool = False  # its size is not what was asked for
+
+
+@dataclass(frozen=True)
+class ObservedAddress:
+    """A Service of ours."""
+
+    uid: str
+    edited: bool = False  # its selector is not what was asked for
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,8 @@ class ObservedService:
     records: tuple[Record, ...] = ()  # newest last
     taken_names: frozenset[str] = frozenset()  # of records, Deployments, Services: readable or not
     deployments: Mapping[int, ObservedDeployment] = field(default_factory=dict)
-    services: Mapping[str, str] = field(default_factory=dict)  # name → UID
-    selected: int | None = None  # the revision that Service `<svc>` selects
+    services: Mapping[str, ObservedAddress] = field(default_factory=dict)  # by name
+    selected: int | None = None  # the revision that Service `<svc>` selects, or was told to before somebody edited it
     endpoints: frozenset[str] = frozenset()  # UIDs of ready pods behind Service `<svc>`
     network_policy: bool = False
     disruption_budget: str | None = None  # UID
@@ -141,7 +154,7 @@ def observed_service(
         deployments={
             number: _deployment(child) for child in deployments if (number := _revision_label(child)) is not None
         },
-        services={service_name: child["metadata"]["uid"] for service_name, child in services.items()},
+        services={service_name: _address(name, child) for service_name, child in services.items()},
         selected=_selected(stable),
         endpoints=_endpoints(children.related(ENDPOINT_SLICE), stable),
         network_policy=any(child["metadata"]["name"] == name for child in children.of(NETWORK_POLICY)),
@@ -197,12 +210,29 @@ def _deployment(manifest: Manifest) -> ObservedDeployment:
         uid=manifest["metadata"]["uid"],
         replicas=manifest["spec"].get("replicas", 1),
         refused=refused.get("message", "") if refused else None,
+        edited=_annotation(manifest, ANNOTATION_REPLICAS) not in (None, str(manifest["spec"].get("replicas", 1))),
     )
 
 
+def _annotation(manifest: Manifest, name: str) -> str | None:
+    value: str | None = (manifest["metadata"].get("annotations") or {}).get(name)
+    return value
+
+
+def _selector(service: Manifest) -> dict[str, str]:
+    return service["spec"].get("selector") or {}
+
+
+def _address(service: str, manifest: Manifest) -> ObservedAddress:
+    asked = _annotation(manifest, ANNOTATION_SELECTS)
+    selector = {names.LABEL_SERVICE: service, names.LABEL_REVISION: asked}
+    return ObservedAddress(manifest["metadata"]["uid"], edited=asked is not None and _selector(manifest) != selector)
+
+
 def _selected(service: Manifest | None) -> int | None:
-    selector = (service["spec"].get("selector") or {}) if service else {}
-    value = selector.get(names.LABEL_REVISION, "")
+    if service is None:
+        return None
+    value = _annotation(service, ANNOTATION_SELECTS) or _selector(service).get(names.LABEL_REVISION, "")
     return int(value) if value.isdigit() else None
 
 

@@ -614,3 +614,27 @@ def test_at_most_twenty_ended_records_are_kept() -> None:
     assert len(world.names_of("ControllerRevision")) == 21
     assert world.names_of("Deployment") == ["mlp-r26"]
     assert len(world.status["history"]) == 5
+
+
+def test_a_size_that_somebody_edits_on_the_deployment_is_restored() -> None:
+    world = serving_world()
+    world.objects["Deployment", "mlp-r1"]["spec"]["replicas"] = 0
+    world.run()
+    assert world.replicas(1) == 1
+    assert world.events[-1].reason == "Restored"
+    assert "Deployment mlp-r1" in world.events[-1].note
+
+
+def test_an_address_that_somebody_points_elsewhere_is_restored_and_stays_the_truth() -> None:
+    world = serving_world()
+    world.change_spec(batching={"maxBatchSize": 8})
+    world.run()
+    assert world.selected == 2
+    world.objects["Service", "mlp"]["spec"]["selector"]["bigmodel.io/revision"] = "1"
+    world.run()
+    assert world.selected == 2
+    assert world.names_of("ControllerRevision") == ["mlp-r1", "mlp-r2"]
+    assert world.status["stable"]["revision"] == 2
+    world.objects["Service", "mlp-r2"]["spec"]["selector"] = {"app": "other"}
+    world.run()
+    assert world.objects["Service", "mlp-r2"]["spec"]["selector"]["bigmodel.io/revision"] == "2"

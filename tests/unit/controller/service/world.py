@@ -196,7 +196,7 @@ class World:
                 self._write("create", manifest, self._created(manifest))
         for manifest in decision.apply:
             old = self.objects[_key(manifest)]
-            if old["metadata"]["annotations"]["hash"] == _hash(manifest):
+            if old["metadata"]["annotations"].get(names.ANNOTATION_HASH) == _hash(manifest):
                 continue
             new = self._created(manifest)
             new["metadata"]["uid"] = old["metadata"]["uid"]
@@ -220,7 +220,7 @@ class World:
     def _created(self, manifest: Manifest) -> Manifest:
         new = copy.deepcopy(manifest)
         self._uids += 1
-        annotations = {**(new["metadata"].get("annotations") or {}), "hash": _hash(manifest)}
+        annotations = {**(new["metadata"].get("annotations") or {}), names.ANNOTATION_HASH: _hash(manifest)}
         new["metadata"] |= {
             "uid": f"uid-{self._uids}",
             "creationTimestamp": time_text(self.now),
