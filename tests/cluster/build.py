@@ -3,7 +3,6 @@ were made from."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.layout import CACHE
+from tests.cluster.locks import locked
 from tests.cluster.progress import step
 
 KUBERNETES_VERSION = "v1.37.2"
@@ -126,9 +126,7 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
     """
     if target.exists():
         return target
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(CACHE / "build.lock", f"makes {target.name}"):
         if not target.exists():
             partial = target.with_name(f"{target.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)

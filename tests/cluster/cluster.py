@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from tests.cluster.certificates import issue_all
 from tests.cluster.client import ApiError, Client
 from tests.cluster.delivery import deliver
 from tests.cluster.layout import BRIDGE, CERTIFICATES, KUBECONFIG, RUN, STATE
+from tests.cluster.locks import locked
 from tests.cluster.progress import step
 
 #: kube-proxy in the machine's own network namespace, through which this machine reaches ClusterIPs.
@@ -30,13 +30,7 @@ def alone() -> Iterator[None]:
     """Hold the lock of the machine's cluster, so that no two commands start or stop it at once."""
     if os.geteuid() != 0:
         raise SystemExit("the local cluster needs root: it makes namespaces, mounts and links")
-    RUN.mkdir(parents=True, exist_ok=True)
-    with (RUN / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with step("another command starts or stops the cluster: waiting for it"):
-                fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(RUN / "lock", "starts or stops the cluster"):
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.cluster.layout import RUN, STATE
+from tests.cluster.locks import locked
 from tests.cluster.network import run
 from tests.cluster.nodes import NODES, Node
 from tests.cluster.processes import boot_id
@@ -35,9 +35,9 @@ def deliver(references: Sequence[str], kept: Callable[[], set[str]]) -> None:
 
     `kept`: asked only when something was copied.
     """
-    with (made(EXPORT.parent) / "export.lock").open("w") as lock:  # an OCI layout has one index for all
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        missing = {reference: [node for node in NODES if not has(node, reference)] for reference in references}
+    with locked(EXPORT.parent / "export.lock", "copies images to the nodes"):  # an OCI layout has one index for all
+        present = {node: ctr(node, "images", "list", "--quiet").split() for node in NODES}
+        missing = {reference: [node for node in NODES if reference not in present[node]] for reference in references}
         for reference, targets in missing.items():
             if targets:
                 with step(f"{reference.removeprefix(PREFIX + '/')} to {' and '.join(node.name for node in targets)}"):
@@ -50,10 +50,6 @@ def deliver(references: Sequence[str], kept: Callable[[], set[str]]) -> None:
             _forget_exported(keep)
             for node in NODES:
                 _forget_on(node, keep)
-
-
-def has(node: Node, reference: str) -> bool:
-    return bool(ctr(node, "images", "list", "--quiet", f"name=={reference}").strip())
 
 
 def ctr(node: Node, *arguments: str) -> str:

@@ -7,7 +7,6 @@ where there is an `images/<name>/context.sh`, that script makes the context (the
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from tests.cluster import pip
 from tests.cluster.build import content_hash
 from tests.cluster.delivery import PREFIX, RUNROOT, STORAGE, deliver, made
 from tests.cluster.layout import CACHE, CHECKOUT, LOGS
+from tests.cluster.locks import locked
 from tests.cluster.network import run
 from tests.cluster.progress import step
 
@@ -87,8 +87,7 @@ def _once(name: str, reference: str) -> Iterator[bool]:
     if built(reference):
         yield False
         return
-    with (made(STORAGE) / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(STORAGE / f"{name}.lock", f"builds image {name}"):
         if built(reference):
             yield False
         else:
