@@ -20,7 +20,7 @@ LEASE_SECONDS = 2.0  # without a word from the other side, either way
 # escape.
 MESSAGE_BYTES = 1024
 TRACEBACK_BYTES = 1536
-STACKS_BYTES = 12288
+STACKS_BYTES = 10240
 FAILURES = 8
 
 
@@ -196,12 +196,12 @@ def decode(line: bytes) -> Message:
 
 def head(text: str, limit: int) -> str:
     """The first `limit` bytes of UTF-8 of `text`, printable characters only, never empty."""
-    return printable(text).encode()[:limit].decode(errors="ignore").strip() or "-"
+    return printable(text[:limit]).encode()[:limit].decode(errors="ignore").strip() or "-"
 
 
 def tail(text: str, limit: int) -> str:
     """The last `limit` bytes: the end of a traceback is what people need."""
-    return printable(text).encode()[-limit:].decode(errors="ignore").strip() or "-"
+    return printable(text[-limit:]).encode()[-limit:].decode(errors="ignore").strip() or "-"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,105 @@
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bigmodel.api.model import Metric
+from bigmodel.api.progress import (
+    LAST_WORD_BYTES,
+    ArtifactSummary,
+    ArtifactVariant,
+    ErrorReport,
+    Incident,
+    LastWord,
+    Progress,
+    RunPhase,
+)
+from bigmodel.launcher.last_word import last_word, written
+from bigmodel.launcher.message import Exit
+
+METRICS = st.lists(
+    st.builds(Metric, name=st.just("val_mse"), value=st.text("0123456789.", min_size=1, max_size=32)), max_size=8
+)
+LONG = st.text(min_size=1, max_size=50).map(lambda text: (text * 4096)[:4096])
+VARIANTS = st.lists(
+    st.builds(
+        ArtifactVariant,
+        name=st.just("a" * 40),
+        size_bytes=st.just(10**12),
+        metrics=METRICS,
+        message=st.text(min_size=1, max_size=256),
+    ),
+    max_size=8,
+)
+ARTIFACTS = st.builds(
+    ArtifactSummary,
+    uri=st.text("abc/", min_size=1, max_size=1024),
+    digest=st.just("sha256:" + "0" * 64),
+    size_bytes=st.just(1),
+    variant=st.just("default"),
+    metrics=METRICS,
+    variants=VARIANTS,
+)
+INCIDENTS = st.builds(
+    Incident,
+    at=st.just(1.0),
+    generation=st.integers(1, 99),
+    cause=st.just("ProgramError"),
+    rank=st.just(1),
+    message=LONG,
+)
+
+
+def progress(incidents: list[Incident]) -> Progress:
+    return Progress(
+        uid="u" * 36,
+        attempt=1,
+        generation=3,
+        phase=RunPhase.TRAINING,
+        step=7,
+        total_steps=9,
+        updated_at=1.0,
+        incidents=incidents,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    message=st.none() | LONG,
+    traceback=st.none() | LONG,
+    error=st.none() | LONG,
+    artifact=st.none() | ARTIFACTS,
+    incidents=st.lists(INCIDENTS, max_size=10),
+)
+def test_it_always_fits_and_always_says_how_it_ended(
+    message: str | None,
+    traceback: str | None,
+    error: str | None,
+    artifact: ArtifactSummary | None,
+    incidents: list[Incident],
+) -> None:
+    report = ErrorReport(rank=1, index=1, exit_code=5, message=error, traceback=traceback) if error else None
+    outcome = Exit(code=5, reason="CrashLoop", message=message, error=report, artifact=artifact)
+    word = last_word(outcome, uid="u" * 36, attempt=1, generation=3, index=1, progress=progress(incidents))
+    line = written(word)
+    assert len(line) <= LAST_WORD_BYTES
+    read = LastWord.model_validate_json(line)
+    assert (read.exit_code, read.reason, read.step, read.index) == (5, "CrashLoop", 7, 1)
+    if artifact is not None:
+        assert read.artifact is not None
+        assert (read.artifact.uri, read.artifact.digest) == (artifact.uri, artifact.digest)
+
+
+def test_the_end_of_the_traceback_survives_longest() -> None:
+    frames = [f'  File "train.py", line {n}, in step\n' for n in range(200)]
+    error = ErrorReport(
+        rank=1, index=1, exit_code=1, message="ValueError: nan", traceback="".join(frames)[:4000] + "END"
+    )
+    incidents = [Incident(at=1.0, generation=g, cause="Hang", message="x" * 900) for g in range(1, 11)]
+    outcome = Exit(code=1, reason="CrashLoop", message="rank 1 broke", error=error)
+    word = last_word(outcome, uid="u", attempt=1, generation=3, index=1, progress=progress(incidents))
+    read = json.loads(written(word))
+    assert read["error"]["traceback"].endswith("END")
+    assert len(read["error"]["traceback"]) > 1400
+    assert read["message"] == "rank 1 broke"
+    assert read["progress"]["incidents"] == []
