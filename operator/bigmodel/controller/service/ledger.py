@@ -194,7 +194,7 @@ def _too_long(service: ObservedService, ledger: Ledger, candidate: Record, now: 
 def _reopened(ledger: Ledger, now: datetime) -> RecordWrite | None:
     """A revision that is wanted again: one that served before, at once; an aborted one, when its back-off is over."""
     record = ledger.wanted_record
-    if record is None or record is ledger.stable or record.outcome is None or record.outcome.result == "Rejected":
+    if record is None or record is ledger.stable or record.outcome is None:
         return None
     if record.outcome.result == "Promoted":
         return RecordWrite(record, None, Attempt(number=1, since=now))
@@ -211,8 +211,6 @@ def may_promote(service: ObservedService, ledger: Ledger) -> bool:
     assert service.spec is not None
     candidate, replicas = ledger.candidate, service.spec.server.replicas
     if candidate is None or ledger.promoting or service.spec.rollout.paused or replicas == 0:
-        return False
-    if candidate is not ledger.wanted_record:
         return False
     diagnosis = ledger.diagnoses[candidate.number]
     if diagnosis.trouble is not None and diagnosis.trouble.ends is not None:

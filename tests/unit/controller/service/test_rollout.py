@@ -638,3 +638,39 @@ def test_an_address_that_somebody_points_elsewhere_is_restored_and_stays_the_tru
     world.objects["Service", "mlp-r2"]["spec"]["selector"] = {"app": "other"}
     world.run()
     assert world.objects["Service", "mlp-r2"]["spec"]["selector"]["bigmodel.io/revision"] == "2"
+
+
+def test_promoted_is_said_once_requests_really_go_there() -> None:
+    world = World(job=a_job())
+    world.endpoints_lag = True
+    world.run()
+    assert world.selected == 1
+    assert world.condition("Promoted") == ("Unknown", "RolloutInProgress")
+    assert world.condition("Ready") == ("False", "EndpointsPending")
+    assert world.status["phase"] == "Preparing"
+    world.endpoints_lag = False
+    world.run()
+    assert world.condition("Promoted") == ("True", "Promoted")
+    world.endpoints_lag = True
+    world.change_spec(batching={"maxBatchSize": 8})
+    world.run()
+    assert world.selected == 2
+    assert world.condition("Promoted") == ("Unknown", "RolloutInProgress"), "r1's pods still answer"
+    assert world.condition("Ready") == ("True", "Serving")
+    assert world.replicas(1) == 1
+    world.endpoints_lag = False
+    world.run()
+    assert world.condition("Promoted") == ("True", "Promoted")
+    assert [event.reason for event in world.events] == ["RevisionCreated", "Promoted"] * 2
+
+
+def test_a_new_candidate_ends_the_window_of_the_revision_before() -> None:
+    world = serving_world()
+    world.change_spec(batching={"maxBatchSize": 8})
+    world.run()
+    assert world.replicas(1) == 1
+    world.health[3] = Health(ready=False)
+    world.change_spec(batching={"maxBatchSize": 16})
+    world.run()
+    assert world.names_of("Deployment") == ["mlp-r2", "mlp-r3"]
+    assert world.selected == 2

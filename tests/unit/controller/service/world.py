@@ -147,9 +147,11 @@ class World:
         self.verdicts: dict[str, Verdict] = {}
         self.health: dict[int, Health] = {}
         self.rejections: tuple[Rejection, ...] = ()
+        self.endpoints_lag = False  # the endpoint controller sleeps
         self.refuse: Callable[[Manifest], Rejection | None] = lambda manifest: None
         self.events: list[Event] = []
         self.writes: list[str] = []
+        self._slices: tuple[Manifest, ...] = ()
         self._uids = 0
         self._budget: int | None = None
 
@@ -269,6 +271,11 @@ class World:
 
     def slices(self) -> tuple[Manifest, ...]:
         """The endpoint controller's: every Service has one."""
+        if not self.endpoints_lag:
+            self._slices = self._published()
+        return self._slices
+
+    def _published(self) -> tuple[Manifest, ...]:
         return tuple(
             {
                 "metadata": {"name": f"{name}-x", "ownerReferences": [{"uid": service["metadata"]["uid"]}]},
