@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from bigmodel.controller.decision import Manifest, Rejection
 from tests.builders import NOON, a_job, a_last_word, a_progress, gave_up, seconds
 from tests.unit.controller.job.world import Crash, World
 
@@ -33,7 +34,8 @@ Story = list[Happens]
 
 def _steps(world: World, index: int) -> None:
     if 0 in _indexes(world) and world.pod(0).get("status", {}).get("phase") == "Running":
-        world.tells(a_progress().training(10 * len(world.writes), first_step_at=world.now))
+        step = 10 + int((world.now - NOON).total_seconds())
+        world.tells(a_progress().with_(totalSteps=0).training(step, first_step_at=world.now))
 
 
 def _fails(world: World, index: int) -> None:
@@ -59,6 +61,10 @@ GANG: dict[str, Callable[[World, int], object]] = {
     "a minute passes": lambda world, index: world.after(60),
     "more than the start deadline passes": lambda world, index: world.after(301),
     "the spec is edited": lambda world, index: _resize(world),
+    "a quota is used up": lambda world, index: _refuse(world, True),
+    "the quota is raised": lambda world, index: _refuse(world, False),
+    "somebody deletes the Service": lambda world, index: world.children.pop(("Service", "mlp-gyjmk"), None),
+    "somebody edits labels": lambda world, index: _edit_labels(world),
 }
 HAPPENINGS = st.one_of(
     st.builds(Happens, st.sampled_from(sorted(PODS)), st.integers(0, SIZE - 1)),
@@ -70,6 +76,19 @@ def _resize(world: World) -> None:
     if "finished" not in world.status:
         world.job["spec"]["nodes"] = SIZE + 1 - (world.job["spec"]["nodes"] - SIZE)
         world.job["metadata"]["generation"] += 1
+
+
+def _refuse(world: World, refuses: bool) -> None:
+    def refuse(manifest: Manifest) -> Rejection | None:
+        wanted = refuses and manifest["kind"] == "Pod"
+        return Rejection("Pod", manifest["metadata"]["name"], 403, "exceeded quota: q", NOON) if wanted else None
+
+    world.refuse = refuse
+
+
+def _edit_labels(world: World) -> None:
+    for pod in world.pods():
+        pod["metadata"]["labels"]["bigmodel.io/active"] = "false"
 
 
 def _indexes(world: World) -> list[int]:
@@ -108,6 +127,7 @@ def told(world: World, story: Story) -> World:
 
 def brought_to_its_end(world: World) -> World:
     """From here on nothing goes wrong."""
+    _refuse(world, False)
     for _ in range(12):
         if "finished" in world.status:
             break

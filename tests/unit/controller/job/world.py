@@ -65,14 +65,17 @@ class World:
         return decision
 
     def settle(self, passes: int = 20) -> World:
-        """Passes until one of them neither writes nor asks for another. A crash is followed by the next pass."""
+        """Passes until one of them neither writes nor asks for another. A crash is followed by the next pass.
+
+        A child that is refused for the first time, or no longer, is news to the engine too.
+        """
         for _ in range(passes):
-            before = len(self.writes)
+            before, rejections = len(self.writes), self.rejections
             try:
                 again = self.reconcile().again
             except Crash:
                 continue
-            if len(self.writes) == before and not again:
+            if len(self.writes) == before and self.rejections == rejections and not again:
                 return self
         raise AssertionError(f"not settled after {passes} passes: {self.writes[-10:]}")
 
