@@ -222,3 +222,15 @@ def test_a_manifest_can_be_read_alone(tmp_path: Path):
     key, digest = publish(open_store(location, {}), tmp_path / "made", manifest)
     assert read_manifest(at(location, key), digest) == manifest
     assert manifest.provenance == a_provenance()
+
+
+def test_a_file_that_never_ends_does_not_fill_the_disk(tmp_path: Path):
+    class Endless(Watched):
+        def chunks(self, key: str) -> Iterator[bytes]:
+            while True:
+                yield b"\0" * 1_000_000
+
+    location = StoreLocation(uri=f"file://{tmp_path}/store")
+    key, digest = publish(open_store(location, {}), tmp_path / "made", an_artefact(tmp_path / "made"))
+    with pytest.raises(DigestMismatch, match="is not the file that was published"):
+        fetch(Endless(at(location, key)), digest, "default", tmp_path / "fetched")
