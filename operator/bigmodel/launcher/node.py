@@ -251,10 +251,11 @@ class Node:
     async def _stacks(self, seconds: float) -> list[RankStack]:
         asked = []
         for files, pid in self._processes.ranks:
-            if can_tell_its_stacks(pid):
-                asked.append((files, pid, files.stacks.stat().st_size))
-                with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(OSError):  # it may end at any time
+                if can_tell_its_stacks(pid):
+                    size = files.stacks.stat().st_size
                     os.kill(pid, signal.SIGUSR1)
+                    asked.append((files, pid, size))
         await asyncio.sleep(seconds)
         return [rank_stack(files, pid, size, STACKS_BYTES // max(1, len(asked))) for files, pid, size in asked]
 

@@ -161,6 +161,8 @@ def run_rank(request: dict[str, Any], forked: bool) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["env"])
         _like_a_new_process()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a killed rank's log ends with its last line
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     stacks = open(request["stacksFile"], "w")  # noqa: SIM115  kept open for the life of the process

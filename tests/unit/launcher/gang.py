@@ -110,6 +110,12 @@ class Pod:
             return answer.read().decode()
 
     @property
+    def resident_mib(self) -> float:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmRSS:")]
+        return round(int(line.split()[1]) / 1024, 1)
+
+    @property
     def progress(self) -> Progress:
         return Progress.model_validate_json(self.get("/v1/progress"))
 
@@ -162,9 +168,15 @@ class LoopbackGang:
         logs = "\n".join(f"--- index {pod.index}\n{pod.log}" for pod in self.pods)
         raise AssertionError(f"not within {timeout} s: {what}\n{logs}\n--- diary ends with\n{self.diary()[-6:]}")
 
-    def wait_for_step(self, step: int, generation: int, ranks: int | None = None) -> float:
+    def forget_diary(self) -> None:
+        """All but the newest generation: a long run would read more and more."""
+        newest = max(e["generation"] for e in self.diary())
+        kept = [json.dumps(e) + "\n" for e in self.diary("start") if e["generation"] == newest]
+        (self.directory / "diary").write_text("".join(kept))
+
+    def wait_for_step(self, step: int, generation: int, timeout: float = 60) -> float:
         """When every rank had made that step in that generation or a later one; seconds of time.time()."""
-        count = ranks if ranks is not None else self.run.nodes * int(self.run.processes_per_node)
+        count = self.run.nodes * int(self.run.processes_per_node)
 
         def reached() -> float | None:
             hits = {
@@ -174,7 +186,7 @@ class LoopbackGang:
             }
             return max(hits.values()) if len(hits) == count else None
 
-        return float(self.wait_for(f"step {step} of generation {generation}", reached))
+        return float(self.wait_for(f"step {step} of generation {generation}", reached, timeout))
 
     def rank_pid(self, rank: int) -> int:
         """Of the newest generation."""

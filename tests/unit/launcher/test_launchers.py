@@ -425,15 +425,16 @@ def test_a_recipe_ends(gang: MakeGang, environment: dict, code: int, reason: str
 
 
 def test_torch_over_the_store_child(gang: MakeGang) -> None:
-    it = gang(a_run(program="torch_steps.py", framework="pytorch"), STEPS=40)
+    run = a_run(program="torch_steps.py", framework="pytorch", budgets={"hang_timeout_seconds": 3})
+    it = gang(run, STEPS=60, HANG="1:2:40")
     pods = it.start()
-    it.wait_for_step(5, generation=1)
+    it.wait_for_step(5, generation=1, timeout=120)
     killed_at = it.kill_rank(0)
     print(f"kill → step of all ranks, torch and gloo: {it.wait_for_step(1, 2) - killed_at:.3f} s")
-    assert [pod.exit_code(60) for pod in pods] == [0, 0]
+    assert [pod.exit_code() for pod in pods] == [0, 0]
     word = pods[0].last_word
-    assert (word.generation, word.program_restarts) == (2, 1)
-    # Rank 1 died of rank 0's death: it is not to blame, whoever was noticed first.
-    assert [(i.rank, i.exit_code) for i in word.progress.incidents] == [(0, 137)]
+    assert (word.generation, word.program_restarts, word.hang_restarts) == (3, 1, 1)
+    # Rank 1 died of rank 0's death: it is not to blame, whoever was noticed first. But then rank 0 waited for it.
+    assert [(i.cause, i.rank) for i in word.progress.incidents] == [("ProgramError", 0), ("Hang", 1)]
     assert "ranks are started one by one" not in pods[0].log
     assert_no_overlap(it)

@@ -1,5 +1,8 @@
-"""Data-parallel training over gloo, with checkpoints: rank 0 saves at each step, all load at the start. STEPS, PAUSE as
-in steps.py."""
+"""Data-parallel training over gloo, with checkpoints: rank 0 saves at each step, all load at the start.
+
+STEPS and PAUSE as in steps.py. HANG=rank:generation:step is where one never comes to the collective; that the other
+waits in it is only told by its stack.
+"""
 
 import os
 import sys
@@ -8,7 +11,7 @@ import time
 sys.path.insert(0, os.path.dirname(__file__))
 import torch
 import torch.distributed as dist
-from diary import RANK, note, report
+from diary import GENERATION, RANK, note, report
 
 STEPS = int(os.environ.get("STEPS", "20"))
 PAUSE = float(os.environ.get("PAUSE", "0.01"))
@@ -29,10 +32,12 @@ for step in range(begin + 1, STEPS + 1):
     optimizer.zero_grad()
     x_B8 = torch.randn(16, 8)
     loss = ((model(x_B8) - x_B8.sum(1, keepdim=True)) ** 2).mean()
-    report("Training", step - 1, inCollective=True) if step > 1 else None
+    if os.environ.get("HANG") == f"{RANK}:{GENERATION}:{step}":
+        while True:
+            time.sleep(0.001)
     loss.backward()
     optimizer.step()
-    report("Training", step, inCollective=False, metrics=[{"name": "loss", "value": f"{loss.item():.4f}"}])
+    report("Training", step, metrics=[{"name": "loss", "value": f"{loss.item():.4f}"}])
     note("step", step=step)
     if RANK == 0:
         torch.save({"model": model.state_dict(), "step": step}, CHECKPOINT + ".part")
