@@ -442,6 +442,23 @@ async def test_an_object_of_somebody_else_is_never_taken_over(place: Place) -> N
     assert await place.pods() == {}, "no half-made gang"
 
 
+async def test_an_edited_service_is_restored_and_then_left_alone(place: Place) -> None:
+    await place.apply()
+    await place.trains()
+    [service] = await place.nodes.all(SERVICE)
+    name, wanted = service["metadata"]["name"], service["spec"]["selector"]
+    edit = '[{"op": "replace", "path": "/spec/selector", "value": {"app": "mine"}}]'
+    await place.kubectl("patch", "service", name, "--type=json", "-p", edit)
+    async with asyncio.timeout(20):
+        while (await place.nodes.all(SERVICE))[0]["spec"]["selector"] != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(1)
+    before = {name: version for name, version in (await place.versions()).items() if not name.startswith("BigModelJob")}
+    await asyncio.sleep(3)
+    after = await place.versions()
+    assert {name: after[name] for name in before} == before, "what the API server adds to children is no difference"
+
+
 async def test_what_the_schema_lets_through_is_refused_in_the_status(place: Place) -> None:
     await place.apply(store=None)
     status = await place.until("it says so", lambda s: _told(s, "Accepted")[0] == "False")

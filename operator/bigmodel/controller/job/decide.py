@@ -9,9 +9,10 @@ a crash between any two writes leaves a state that the next pass understands:
                                                              → the end: Complete or Failed → what still runs is stopped
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api.condition import JobCondition
@@ -20,8 +21,10 @@ from bigmodel.api.progress import RunPhase
 from bigmodel.controller.conditions import is_true, whole_seconds
 from bigmodel.controller.decision import (
     BIG_MODEL_JOB,
+    NETWORK_POLICY,
     POD,
     POD_GROUP,
+    SERVICE,
     Decision,
     Deletion,
     Manifest,
@@ -33,7 +36,7 @@ from bigmodel.controller.job.events import events_between
 from bigmodel.controller.job.failure import Cause, Failure, Loss
 from bigmodel.controller.job.gang import Gang, arrange
 from bigmodel.controller.job.messages import Reason
-from bigmodel.controller.job.observe import ObservedJob
+from bigmodel.controller.job.observe import ObservedChild, ObservedJob
 from bigmodel.controller.job.reports import BadReport, artifact_of
 from bigmodel.controller.settings import Settings
 from bigmodel.controller.store_location import store_location
@@ -250,23 +253,48 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
     """Children as the status has them counted."""
     resume = failure.pause_until(job.status.incidents)
     waits = resume is not None and now < resume
-    service = build.headless_service(job, gang.attempt)
-    policy = build.network_policy(job)
-    name = service["metadata"]["name"]
-    create: list[Manifest] = []
-    apply: list[Manifest] = []
-    (apply if name in job.services else create).append(service)
-    (apply if name in job.network_policies else create).append(policy)
+    addresses = (
+        (SERVICE, build.headless_service(job, gang.attempt), job.services),
+        (NETWORK_POLICY, build.network_policy(job), job.network_policies),
+    )
+    create = [wanted for _, wanted, known in addresses if wanted["metadata"]["name"] not in known]
+    differing = [
+        (kind, wanted, child)
+        for kind, wanted, known in addresses
+        if (child := known.get(wanted["metadata"]["name"])) is not None and not _is_as(child, wanted)
+    ]
     if not waits:
         create += _missing_gang(job, gang, settings)
     acts = Decision(
-        relabel=_relabelled(job, gang),
+        # Without its hash a child is applied again, also where it was not we who changed it.
+        relabel=(
+            *_relabelled(job, gang),
+            *(
+                Relabel(kind, wanted["metadata"]["name"], child.uid, annotations={names.ANNOTATION_HASH: None})
+                for kind, wanted, child in differing
+            ),
+        ),
         create=tuple(create),
-        apply=tuple(apply),
+        apply=tuple(wanted for _, wanted, _ in differing),
         delete=_leftovers(gang),
         requeue_after=_seconds_until([resume if waits else None, *_deadlines(job, gang)], now),
     )
     return _told_at_leisure(job, status.of_gang(job, job.status, now), acts, now)
+
+
+def _is_as(child: ObservedChild, wanted: Manifest) -> bool:
+    """The selector as a whole: there a label too many is an edit."""
+    spec = wanted["spec"]
+    return child.spec.get("selector") == spec.get("selector") and _holds(child.spec, spec)
+
+
+def _holds(live: Any, wanted: Any) -> bool:
+    """Everything that is wanted is there; the API server adds fields of its own, a port's targetPort for example."""
+    if isinstance(wanted, dict):
+        return isinstance(live, Mapping) and all(_holds(live.get(field), value) for field, value in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(live, list) and len(live) == len(wanted) and all(map(_holds, live, wanted))
+    return bool(live == wanted)
 
 
 def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings) -> list[Manifest]:

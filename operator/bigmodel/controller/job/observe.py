@@ -1,8 +1,8 @@
 """What is there: the job, its pods and its other children, as immutable facts. Reads manifests, judges nothing."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -97,6 +97,14 @@ class ObservedPodGroup:
 
 
 @dataclass(frozen=True)
+class ObservedChild:
+    """A child that somebody may have edited."""
+
+    uid: str
+    spec: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Pulled:
     """What the pod of index 0 answered, or since when it does not."""
 
@@ -124,8 +132,8 @@ class ObservedJob:
     status: JobStatus
     pods: tuple[ObservedPod, ...] = ()
     pod_groups: tuple[ObservedPodGroup, ...] = ()
-    services: frozenset[str] = frozenset()  # names
-    network_policies: frozenset[str] = frozenset()  # names
+    services: Mapping[str, ObservedChild] = field(default_factory=dict)  # by name
+    network_policies: Mapping[str, ObservedChild] = field(default_factory=dict)  # by name
     rejections: tuple[Rejection, ...] = ()
     pulled: Pulled | None = None
     pod_group_served: bool = False
@@ -158,12 +166,19 @@ def observed_job(
         status=_status(owner.get("status") or {}, pods),
         pods=tuple(sorted(pods, key=lambda pod: (pod.attempt, pod.index, pod.replacement))),
         pod_groups=tuple(sorted(groups, key=lambda group: group.attempt)),
-        services=frozenset(child["metadata"]["name"] for child in children.of(SERVICE)),
-        network_policies=frozenset(child["metadata"]["name"] for child in children.of(NETWORK_POLICY)),
+        services=_by_name(children.of(SERVICE)),
+        network_policies=_by_name(children.of(NETWORK_POLICY)),
         rejections=rejections,
         pulled=pulled,
         pod_group_served=pod_group_served,
     )
+
+
+def _by_name(children: Iterable[Manifest]) -> dict[str, ObservedChild]:
+    return {
+        child["metadata"]["name"]: ObservedChild(child["metadata"]["uid"], child.get("spec") or {})
+        for child in children
+    }
 
 
 def _spec(raw: Mapping[str, Any]) -> tuple[JobSpec | None, tuple[str, ...]]:

@@ -64,6 +64,7 @@ GANG: dict[str, Callable[[World, int], object]] = {
     "a quota is used up": lambda world, index: _refuse(world, True),
     "the quota is raised": lambda world, index: _refuse(world, False),
     "somebody deletes the Service": lambda world, index: world.children.pop(("Service", "mlp-gyjmk"), None),
+    "somebody edits the Service": lambda world, index: _edit_service(world),
     "somebody edits labels": lambda world, index: _edit_labels(world),
 }
 HAPPENINGS = st.one_of(
@@ -84,6 +85,11 @@ def _refuse(world: World, refuses: bool) -> None:
         return Rejection("Pod", manifest["metadata"]["name"], 403, "exceeded quota: q", NOON) if wanted else None
 
     world.refuse = refuse
+
+
+def _edit_service(world: World) -> None:
+    if service := world.children.get(("Service", "mlp-gyjmk")):
+        service["spec"]["selector"] = {"app": "mine"}
 
 
 def _edit_labels(world: World) -> None:

@@ -404,6 +404,27 @@ def test_a_deleted_service_is_made_again() -> None:
     assert world.names("Service") == ["mlp-gyjmk"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("Service", "selector", {"app": "mine"}),
+        ("Service", "ports", []),
+        ("Service", "publishNotReadyAddresses", False),
+        ("NetworkPolicy", "ingress", [{}]),
+        ("NetworkPolicy", "policyTypes", ["Egress"]),
+    ],
+)
+def test_an_edited_child_is_restored_once(kind: str, field: str, value: object) -> None:
+    world = training_world()
+    child = world.children[kind, "mlp-gyjmk"]
+    before = child["spec"][field]
+    child["spec"][field] = value
+    writes = len(world.writes)
+    world.settle()
+    assert child["spec"][field] == before
+    assert world.writes[writes:] == ["relabel mlp-gyjmk", f"apply {kind} mlp-gyjmk"]
+
+
 def test_edited_labels_are_put_back() -> None:
     world = training_world()
     world.pod(1)["metadata"]["labels"]["bigmodel.io/active"] = "false"

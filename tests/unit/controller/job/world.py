@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from bigmodel.api.names import ANNOTATION_HASH
 from bigmodel.controller.decision import Children, Decision, Event, Manifest, Rejection
+from bigmodel.controller.execute import stamped
 from bigmodel.controller.job.decide import decide
 from bigmodel.controller.job.gang import arrange
 from bigmodel.controller.job.observe import ObservedJob, Pulled, observed_job
@@ -86,14 +88,22 @@ class World:
     def _execute(self, decision: Decision) -> None:
         for relabel in decision.relabel:
             child = self._child(relabel.kind.kind, relabel.name, relabel.uid)
-            if child is not None and not relabel.labels.items() <= child["metadata"]["labels"].items():
-                child["metadata"]["labels"] |= relabel.labels
+            if child is None:
+                continue
+            labels, annotations = (child["metadata"].setdefault(field, {}) for field in ("labels", "annotations"))
+            if any(labels.get(name) != value for name, value in relabel.labels.items()) or any(
+                annotations.get(name) != value for name, value in relabel.annotations.items()
+            ):
+                labels |= relabel.labels
+                annotations |= relabel.annotations
                 self._wrote(f"relabel {relabel.name}")
         self._create(decision)
         for manifest in decision.apply:
             known = self.children[manifest["kind"], manifest["metadata"]["name"]]
-            if known["spec"] != manifest["spec"]:
-                known["spec"] = copy.deepcopy(manifest["spec"])
+            if known["metadata"]["annotations"].get(ANNOTATION_HASH) != stamp(manifest):
+                known["spec"] |= copy.deepcopy(manifest["spec"])
+                self._default(known)
+                known["metadata"]["annotations"] |= {ANNOTATION_HASH: stamp(manifest)}
                 self._wrote(f"apply {manifest['kind']} {manifest['metadata']['name']}")
         for deletion in decision.delete:
             if deletion.kind.kind == "BigModelJob":
@@ -120,10 +130,17 @@ class World:
             self._uids += 1
             child = copy.deepcopy(manifest)
             child["metadata"] |= {"uid": f"uid-{self._uids}", "creationTimestamp": time_text(self.now)}
+            child["metadata"].setdefault("annotations", {})[ANNOTATION_HASH] = stamp(manifest)
+            self._default(child)
             if self.drops_scheduling_group:
                 child["spec"].pop("schedulingGroup", None)
             self.children[key] = child
             self._wrote(f"create {' '.join(key)}")
+
+    def _default(self, child: Manifest) -> None:
+        """As the API server does."""
+        for port in child["spec"].get("ports", ()):
+            port["targetPort"] = port["port"]
 
     def _wrote(self, what: str) -> None:
         self.writes.append(what)
@@ -298,6 +315,11 @@ class World:
         condition = {"type": kind, "status": status, "reason": reason, "message": message}
         condition["lastTransitionTime"] = time_text(self.now)
         self._status(child, conditions=[*conditions, condition])
+
+
+def stamp(manifest: Manifest) -> str:
+    """The hash that the engine leaves on what it wrote, and by which it spares a write."""
+    return str(stamped(manifest)["metadata"]["annotations"][ANNOTATION_HASH])
 
 
 def training_world(**fields: Any) -> World:
