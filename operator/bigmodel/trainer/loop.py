@@ -69,16 +69,14 @@ def train(
     total_steps = planned_steps(task, recipe, order)
     check_target(recipe.target, task)
     report.total_steps = total_steps
-    learning_rates = [group["lr"] for group in state.optimizer.param_groups]
     evaluate_every = max(1, total_steps // EVALUATIONS)
     metrics: dict[str, float] = {}
     while state.step < total_steps:
-        seed_everything(
-            recipe.seed, state.step, rank
-        )  # dropout: new at each step and rank, and the same after a restart
+        # For dropout: new at each step and rank, and the same after a restart.
+        seed_everything(recipe.seed, state.step, rank)
         batch = order.global_batch(state.step)
-        for group, rate in zip(state.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = rate * factor(recipe.schedule, state.step, total_steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor(recipe.schedule, state.step, total_steps)
         result = train_step(
             state,
             micro_batches(task.train, share(batch, rank, ranks), recipe.gradient_accumulation, device),
@@ -96,7 +94,8 @@ def train(
         if recipe.target is not None and reached(recipe.target, metrics):
             log.info("target reached at step %d: %s", state.step, _words(metrics))
             break
-    return metrics
+    # Nothing left to do for a run that was taken up after its last step: it is evaluated all the same.
+    return metrics or evaluate(state.model.module, task.validation, task.metrics, data, device)
 
 
 def train_step(

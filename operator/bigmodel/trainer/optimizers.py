@@ -34,17 +34,19 @@ def build_optimizer(
         if key not in known:
             raise InvalidRecipe(
                 f"spec.recipe.optimizer.parameters has {key!r}, torch.optim.{kind.__name__} takes "
-                f"{', '.join(sorted(known))}; "
-                "the learning rate is spec.recipe.optimizer.learningRate"
+                f"{', '.join(sorted(known))}; the learning rate is spec.recipe.optimizer.learningRate"
             )
     arguments = {**variant, **{key: _plain(value) for key, value in wanted.parameters.items()}}
     rate = learning_rates[wanted.name] if wanted.learning_rate is None else wanted.learning_rate
     try:
-        return kind(parameters, lr=rate, **arguments)  # type: ignore[call-arg]  # every variant has lr
+        optimizer = kind(parameters, lr=rate, **arguments)  # type: ignore[call-arg]  # every variant has lr
     except (TypeError, ValueError) as error:
         raise InvalidRecipe(
             f"spec.recipe.optimizer.parameters: torch.optim.{kind.__name__} refuses {arguments}: {error}"
         ) from error
+    for group in optimizer.param_groups:
+        group["initial_lr"] = rate  # what the schedule scales; torch's own name, kept in the optimizer's state
+    return optimizer
 
 
 def _plain(value: Any) -> Any:

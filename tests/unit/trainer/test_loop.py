@@ -111,13 +111,20 @@ def test_a_run_that_is_taken_up_in_the_middle_ends_like_one_that_was_not(alone: 
     torch.manual_seed(999)  # whatever the new process drew before
     resumed = Trained(alone, interrupted.task, steps=9, optimizer=adam, schedule=cosine)
     resumed.state.optimizer.load_state_dict(interrupted.state.optimizer.state_dict())
-    for group in resumed.state.optimizer.param_groups:
-        group["lr"] = adam.learning_rate
     resumed.state.step = 4
     resumed.run()
     assert resumed.losses == {step: loss for step, loss in whole.losses.items() if step > 4}
     for want, parameter in zip(whole.parameters, resumed.parameters, strict=True):
         assert torch.equal(parameter, want)
+
+
+def test_a_run_that_is_taken_up_after_its_last_step_is_evaluated_and_not_trained(alone: dist.ProcessGroup):
+    trained = Trained(alone, steps=6)
+    trained.state.step = 6
+    before = trained.parameters
+    assert trained.run().metrics.keys() == {"val_mse", "val_mae"}
+    assert trained.losses == {}
+    assert all(torch.equal(new, old) for new, old in zip(trained.parameters, before, strict=True))
 
 
 class Poisoned(nn.Module):
