@@ -45,9 +45,13 @@ def new_namespace() -> Iterator[Callable[[], Namespace]]:
 
     yield make
     for name in made:
-        kubectl("delete", "namespace", name, "--wait=false")
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
 @pytest.fixture
-def namespace(new_namespace: Callable[[], Namespace]) -> Namespace:
-    return new_namespace()
+def namespace(new_namespace: Callable[[], Namespace]) -> Iterator[Namespace]:
+    made = new_namespace()
+    yield made
+    kubectl(
+        "delete", "namespace", made.name, "--wait=false"
+    )  # at once: a job left behind would take the next one's CPU

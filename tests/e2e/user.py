@@ -21,7 +21,7 @@ class Namespace:
     name: str
 
     def kubectl(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60) -> str:
-        return kubectl(*arguments, "-n", self.name, stdin=stdin, timeout_seconds=timeout_seconds)
+        return kubectl("-n", self.name, *arguments, stdin=stdin, timeout_seconds=timeout_seconds)
 
     def apply(self, *manifests: dict[str, Any]) -> None:
         self.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(manifests))
