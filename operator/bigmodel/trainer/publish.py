@@ -54,10 +54,8 @@ def publish_model(
         program = load(files / PROGRAM)
         inputs = golden_inputs(run.output.golden, task, run.recipe.seed)
         outputs = [run_once(program, batch) for batch in inputs]
-        check_parity(model, inputs, outputs)
-        deterministic = all(
-            torch.equal(run_once(program, batch), output) for batch, output in zip(inputs, outputs, strict=True)
-        )
+        deterministic = all(map(torch.equal, outputs, [run_once(program, batch) for batch in inputs]))
+        check_answers(model, inputs, outputs, deterministic)
         if run.output.golden != "none":
             golden.write(files / GOLDEN, [_case(task, *pair) for pair in zip(inputs, outputs, strict=True)])
         reported = metric_list({**metrics, **task.baselines()})
@@ -117,17 +115,22 @@ def golden_inputs(kind: str, task: Task, seed: int) -> list[Tensor]:
     return [samples[:1], samples[1:kept]] if kept > 1 else [samples[:1]]
 
 
-def check_parity(model: nn.Module, inputs: list[Tensor], outputs: list[Tensor]) -> None:
-    """Raises ExportMismatch unless the program answers what the eager model answers, up to the rounding of another
-    order of sums.
+def check_answers(model: nn.Module, inputs: list[Tensor], outputs: list[Tensor], deterministic: bool) -> None:
+    """Raises ExportMismatch unless the program's answers are numbers and, where it gives the same ones twice, those of
+    the eager model up to the rounding of another order of sums.
     """
     for batch, output in zip(inputs, outputs, strict=True):
-        want = run_once(model, batch)
-        if not torch.isfinite(output).all() or not torch.allclose(output, want, rtol=1e-4, atol=1e-4):
+        if not torch.isfinite(output).all():
             raise ExportMismatch(
-                "the exported program differs from the trained model by up to "
-                f"{(output - want).abs().max():.3g} over a batch of "
-                f"{len(batch)} (answers up to {want.abs().max():.3g}); the recipe's model does something that "
+                f"{int((~torch.isfinite(output)).sum())} of {output.numel()} golden answers of the trained model are no "
+                "finite numbers; it is not published"
+            )
+        want = run_once(model, batch)
+        scale = float(want.abs().max())
+        if deterministic and not torch.allclose(output, want, rtol=1e-4, atol=1e-5 * scale):
+            raise ExportMismatch(
+                f"the exported program differs from the trained model by up to {(output - want).abs().max():.3g} over "
+                f"a batch of {len(batch)} (answers up to {scale:.3g}); the recipe's model does something that "
                 "torch.export changes"
             )
 

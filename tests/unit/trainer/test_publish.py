@@ -144,7 +144,7 @@ class Dicing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outputs: Tensor = self.linear(x)
-        return outputs + 1e-5 * torch.rand_like(outputs)
+        return outputs + torch.rand_like(outputs)
 
 
 def test_a_program_that_answers_differently_each_time_is_marked(tmp_path: Path):
@@ -173,8 +173,9 @@ def test_a_program_that_answers_no_number_is_never_published(tmp_path: Path):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :1].log()
 
-    with pytest.raises(ExportMismatch):
+    with pytest.raises(ExportMismatch, match=r"\d of \d golden answers of the trained model are no"):
         published(tmp_path, Logarithm())
+    assert not list(tmp_path.rglob("manifest.json"))
 
 
 def test_what_torch_saves_by_itself_would_be_refused(tmp_path: Path):
