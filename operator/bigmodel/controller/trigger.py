@@ -9,7 +9,6 @@ write nothing, events are not posted, peering is off.
 """
 
 import asyncio
-import concurrent.futures
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -70,40 +69,48 @@ async def installed(client: Client) -> None:
 
 async def _operator(configuration: Configuration, namespaces: Sequence[str], add: Callable[[Key], None]) -> None:
     """One life of kopf in a thread of its own. Raises what it died of; cancelled, it stops the thread first."""
-    loop = asyncio.get_running_loop()
-    stop: concurrent.futures.Future[None] = concurrent.futures.Future()  # an Event would occupy one more thread
-    ended: asyncio.Future[None] = loop.create_future()
+    ours = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = ours.create_future()
+    stop: list[Callable[[], object]] = []
 
     def end(error: BaseException | None) -> None:
         if not ended.done():
             ended.set_exception(error) if error else ended.set_result(None)
 
+    async def live() -> None:
+        theirs = asyncio.get_running_loop()
+        # An event of kopf's own loop. It would wait for a flag of another thread in an executor, which then never ends:
+        # a kopf that died would look alive for ever.
+        flag = asyncio.Event()
+        stop.append(lambda: theirs.call_soon_threadsafe(flag.set))
+        await kopf.operator(
+            registry=_registry(configuration, lambda key: ours.call_soon_threadsafe(add, key)),
+            settings=_settings(),
+            standalone=True,  # leadership is our Lease's business
+            # Peering is off; but without a name kopf asks for that of the user, and a container's has none.
+            identity=cast(Any, "bigmodel"),
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=flag,
+        )
+
     def thread() -> None:
         error: BaseException | None = None
         try:
-            asyncio.run(
-                kopf.operator(
-                    registry=_registry(configuration, lambda key: loop.call_soon_threadsafe(add, key)),
-                    settings=_settings(),
-                    standalone=True,  # leadership is our Lease's business
-                    # Peering is off; but without a name kopf asks for that of the user, and a container's has none.
-                    identity=cast(Any, "bigmodel"),
-                    clusterwide=not namespaces,
-                    namespaces=namespaces,
-                    stop_flag=stop,
-                )
-            )
+            asyncio.run(live())
         except Exception as raised:
             error = raised
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(end, error)
+        stop.clear()
+        if not ours.is_closed():
+            ours.call_soon_threadsafe(end, error)
 
     # A daemon: should kopf hang on its way out, the process still ends.
     threading.Thread(target=thread, name="kopf", daemon=True).start()
     try:
         await ended
     finally:
-        stop.set_result(None)
+        for tell in stop:
+            tell()
 
 
 def _registry(configuration: Configuration, add: Callable[[Key], object]) -> kopf.OperatorRegistry:

@@ -1,0 +1,233 @@
+"""The controller as a process, against an API server of its own: start, leadership, rest, end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.api.conftest import CRDS
+from tests.api.kubectl import Kubectl
+from tests.cluster import api_server as control_plane
+from tests.cluster.build import cluster_programs
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 60.0  # for what takes a few seconds on a machine that does nothing else
+
+
+class Controller:
+    """One replica."""
+
+    def __init__(self, folder: Path, kubeconfig: Path, name: str) -> None:
+        self.name = name
+        self.health_port, self.metrics_port = control_plane.free_ports(2)
+        settings = {
+            "images": {"trainer": "trainer:test", "server": "server:test", "triton": "triton:test"},
+            "store": {"s3": {"bucket": "models", "endpoint": "http://s3.test", "secretName": "s3-login"}},
+            "healthPort": self.health_port,
+            "metricsPort": self.metrics_port,
+        }
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        self._log = folder / f"{name}.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "bigmodel.controller", "--settings", str(path), "--kubeconfig", str(kubeconfig)],
+                env={**os.environ, "PYTHONPATH": str(ROOT / "operator"), "POD_NAMESPACE": "default"},
+                stderr=log,
+            )
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+
+    def said(self, text: str) -> bool:
+        return any(text in line["message"] for line in self.log())
+
+    def get(self, path: str) -> tuple[int, str]:
+        port = self.metrics_port if path == "/metrics" else self.health_port
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def metric(self, series: str) -> float:
+        """The sum over all series that begin so."""
+        lines = [line.rsplit(" ", 1) for line in self.get("/metrics")[1].splitlines()]
+        return sum(float(value) for name, value in lines if name.startswith(series))
+
+    def leads(self) -> bool:
+        return self.metric("bigmodel_leader") == 1
+
+
+class Plane:
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        self._folder, self.kubeconfig = folder, kubeconfig
+        self.kubectl = Kubectl(cluster_programs() / "kubectl", kubeconfig)
+        self._started = 0
+
+    @contextmanager
+    def controllers(self, count: int) -> Iterator[list[Controller]]:
+        started = []
+        try:
+            for _ in range(count):
+                self._started += 1
+                started.append(Controller(self._folder, self.kubeconfig, f"controller-{self._started}"))
+            yield started
+        finally:
+            for one in started:
+                one.process.kill()
+                one.process.wait()
+
+    def get(self, what: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", what, "-o", "json"))["items"]
+        return items
+
+    def new_job(self, name: str, nodes: int = 2) -> None:
+        job = {
+            "apiVersion": "bigmodel.io/v1alpha1",
+            "kind": "BigModelJob",
+            "metadata": {"name": name},
+            "spec": {"recipe": {"name": "mlp"}, "nodes": nodes},
+        }
+        self.kubectl.apply(job, "--server-side")
+
+    def pods_of(self, name: str) -> int:
+        labels = (pod["metadata"]["labels"] for pod in self.get("pods"))
+        return sum(label.get("bigmodel.io/job") == name for label in labels)
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
+    """An API server that does not know our kinds yet."""
+    with control_plane.api_server() as kubeconfig:
+        yield Plane(tmp_path_factory.mktemp("controllers"), kubeconfig)
+
+
+def until(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not true():
+        assert time.monotonic() < deadline, f"still not: {what}"
+        time.sleep(0.1)
+
+
+def leader_of(controllers: list[Controller]) -> Controller:
+    until(lambda: any(one.leads() for one in controllers), "somebody leads")
+    return next(one for one in controllers if one.leads())
+
+
+def test_started_before_the_crds_it_waits_for_them_and_then_works(plane: Plane) -> None:
+    with plane.controllers(1) as (one,):
+        until(lambda: one.said("not installed: apply the chart's CRDs"), "the reason is logged")
+        assert (one.get("/healthz"), one.get("/readyz")) == ((200, "ok"), (200, "ok"))
+        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        plane.new_job("early")
+        until(lambda: plane.pods_of("early") == 2, "two pods")
+
+
+def test_the_users_object_carries_nothing_of_ours_but_its_status(plane: Plane) -> None:
+    with plane.controllers(1) as (one,):
+        plane.new_job("untouched")
+        until(lambda: plane.pods_of("untouched") == 2, "two pods")
+        text = plane.kubectl("get", "bmj", "untouched", "-o", "json", "--show-managed-fields")
+        metadata = json.loads(text)["metadata"]
+        assert ("finalizers" in metadata, "annotations" in metadata) == (False, False)
+        writers = {(entry["manager"], entry.get("subresource", "")) for entry in metadata["managedFields"]}
+        assert writers == {("kubectl", ""), ("bigmodel-operator", "status")}
+        assert one.metric('bigmodel_reconciles_total{kind="BigModelJob",outcome="error"}') == 0
+
+
+def test_at_rest_nothing_is_written_but_the_lease(plane: Plane) -> None:
+    with plane.controllers(1) as (one,):
+        plane.new_job("resting")
+        until(lambda: plane.pods_of("resting") == 2, "two pods")
+
+        def writes() -> float:
+            verbs = ("create", "apply", "patch", "delete")
+            return sum(
+                one.metric(f'bigmodel_api_requests_total{{code="{code}",verb="{verb}"}}')
+                for verb in verbs
+                for code in (200, 201, 409, 422)
+            )
+
+        def versions() -> dict[str, str]:
+            return {
+                item["metadata"]["uid"]: item["metadata"]["resourceVersion"]
+                for item in plane.get("bmj,bms,pods,services,networkpolicies")
+            }
+
+        def quiet() -> bool:
+            before = writes(), versions()
+            time.sleep(5)
+            return before[0] > 0 and (writes(), versions()) == before
+
+        until(quiet, "nothing is written for 5 s")
+
+
+def test_a_killed_leader_is_replaced_and_its_successor_goes_on(plane: Plane) -> None:
+    with plane.controllers(2) as both:
+        until(lambda: all(one.get("/readyz")[0] == 200 for one in both), "both are ready")
+        leader = leader_of(both)
+        (standby,) = (one for one in both if one is not leader)
+        assert not standby.leads()
+        assert standby.metric("bigmodel_watched_objects") == 0  # it holds nothing
+        plane.new_job("first")
+        until(lambda: plane.pods_of("first") == 2, "the leader works")
+        leader.process.kill()
+        plane.new_job("second")
+        until(lambda: plane.pods_of("second") == 2, "the successor works")
+        assert standby.leads()
+
+
+def test_told_to_stop_it_ends_in_order_and_the_successor_need_not_wait_for_the_lease(plane: Plane) -> None:
+    with plane.controllers(2) as both:
+        leader = leader_of(both)
+        (standby,) = (one for one in both if one is not leader)
+        leader.process.send_signal(signal.SIGTERM)
+        assert leader.process.wait(WAIT_SECONDS) == 0
+        assert leader.said("released")
+        until(standby.leads, "the standby leads")
+        standby.process.send_signal(signal.SIGTERM)
+        assert standby.process.wait(WAIT_SECONDS) == 0
+
+
+def test_a_leader_whose_lease_was_taken_ends_at_once_and_says_why(plane: Plane) -> None:
+    with plane.controllers(1) as (one,):
+        leader_of([one])
+        plane.kubectl(
+            "patch", "lease", "bigmodel-operator", "--type=merge", "-p", '{"spec": {"holderIdentity": "thief"}}'
+        )
+        assert one.process.wait(WAIT_SECONDS) == 1
+        critical = [line["message"] for line in one.log() if line["level"] == "critical"]
+        assert critical == [
+            "lease default/bigmodel-operator is lost: thief holds it now; this process ends, a standby takes over"
+        ]
+
+
+def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(plane: Plane) -> None:
+    with plane.controllers(1) as (one,):
+        leader_of([one])
+        plane.new_job("before")
+        until(lambda: plane.pods_of("before") == 2, "works")
+        plane.kubectl("delete", "crd", "bigmodeljobs.bigmodel.io", "--timeout=30s")
+        until(lambda: one.metric("bigmodel_trigger_restarts") > 0, "kopf ended")
+        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        plane.new_job("after")
+        until(lambda: plane.pods_of("after") == 2, "works again")
+        assert (one.process.poll(), one.get("/healthz")[0]) == (None, 200)
