@@ -122,8 +122,8 @@ def check_answers(model: nn.Module, inputs: list[Tensor], outputs: list[Tensor],
     for batch, output in zip(inputs, outputs, strict=True):
         if not torch.isfinite(output).all():
             raise ExportMismatch(
-                f"{int((~torch.isfinite(output)).sum())} of {output.numel()} golden answers of the trained model are no "
-                "finite numbers; it is not published"
+                f"{int((~torch.isfinite(output)).sum())} of {output.numel()} golden answers of the trained model "
+                "are no finite numbers; it is not published"
             )
         want = run_once(model, batch)
         scale = float(want.abs().max())
