@@ -41,9 +41,11 @@ from bigmodel.controller.job.reports import BadReport, artifact_of
 from bigmodel.controller.settings import Settings
 from bigmodel.controller.store_location import store_location
 
+NAMESPACE_GOES = "because it is being terminated"
+
 
 def decide(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
-    if job.deleting or job.managed_by is not None:
+    if job.deleting or job.managed_by is not None or _namespace_goes(job):
         return Decision()
     if job.status.finished is not None or is_true(job.status.conditions, JobCondition.FINISHED):
         return _after_the_end(job, now)
@@ -62,6 +64,11 @@ def decide(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
         or _not_placed(job, gang, now)
         or _under_way(job, gang, settings, now)
     )
+
+
+def _namespace_goes(job: ObservedJob) -> bool:
+    """The API server says so when a child is refused; all that is here goes with the namespace, the job too."""
+    return any(rejection.code == 403 and NAMESPACE_GOES in rejection.message for rejection in job.rejections)
 
 
 # Before the first gang

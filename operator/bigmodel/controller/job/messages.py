@@ -202,6 +202,13 @@ def recovering(text: str) -> str:
     return cut(f"Training goes on soon, nothing is to be done: {_quoted(text, 700)}")
 
 
+def leaving(pods: Sequence[str]) -> str:
+    be = "is" if len(pods) == 1 else "are"
+    return cut(
+        f"{'Pod' if len(pods) == 1 else 'Pods'} {_listed(pods)} {be} told to stop, and may save a checkpoint first"
+    )
+
+
 def job_finished() -> str:
     return "The job has finished; its pods are stopped."
 

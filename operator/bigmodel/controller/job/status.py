@@ -67,7 +67,7 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
         "nodes": _nodes(gang),
         "selector": f"{names.LABEL_JOB}={job.name}",
         "goodput": goodput.booked(job.status if job.status.start_time else counters, _first_step_at(gang, now), now),
-        "progress": _progress(gang, now) or status.progress,
+        "progress": _progress(gang, now) or status.progress,  # who starts anew has nothing to tell yet
     }
     conditions = _conditions(job.status.conditions, told, job.generation, now)
     return _summed_up(job, status.model_copy(update=update), conditions)
@@ -183,7 +183,7 @@ def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
         return "False", *trouble
     if gang.all_run:
         return _running_gang(status, gang, find(job.status.conditions, JobCondition.RUNNING))
-    if (why := _last_loss(status, gang)) is not None:
+    if (why := _why_not_whole(status, gang)) is not None:
         return "False", Reason.RECOVERING, messages.recovering(why)
     waiting = [index for index in range(gang.size) if index not in gang.current or not gang.current[index].running]
     return "False", Reason.PODS_PENDING, messages.pods_pending(waiting, gang.size)
@@ -208,7 +208,7 @@ def _is_stale(status: JobStatus, gang: Gang) -> bool:
 
 
 def _degraded(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
-    if not gang.all_run and (why := _last_loss(status, gang)) is not None:
+    if not gang.all_run and (why := _why_not_whole(status, gang)) is not None:
         return "True", Reason.RECOVERING, messages.recovering(why)
     first, pulled = gang.current.get(0), gang.pulled
     if gang.all_run and first is not None and first.ready and pulled is not None and _is_silent(pulled, now):
@@ -224,8 +224,11 @@ def _is_silent(pulled: Pulled, now: datetime) -> bool:
     return since is not None and now - since >= timedelta(seconds=UNREACHABLE_SECONDS)
 
 
-def _last_loss(status: JobStatus, gang: Gang) -> str | None:
+def _why_not_whole(status: JobStatus, gang: Gang) -> str | None:
     """Why a gang that was there is not: None for one that is only being made."""
+    leaving = [pod.name for pod in gang.pods if pod.deleted_until is not None and not pod.terminal]
+    if leaving:
+        return messages.leaving(leaving)
     if not (gang.replacements or gang.attempt > 1):
         return None
     return status.incidents[-1].message if status.incidents else "a pod is replaced"
@@ -362,7 +365,7 @@ def _first_step_at(gang: Gang, now: datetime) -> datetime | None:
 
 def _progress(gang: Gang, now: datetime) -> ProgressStatus | None:
     progress = gang.reported
-    if progress is None:
+    if progress is None or progress.phase is RunPhase.STARTING:
         return None
     speed, left = progress.steps_per_second, progress.total_steps - progress.step
     loss = next((metric.value for metric in progress.metrics if metric.name in ("loss", "train_loss")), None)

@@ -125,6 +125,8 @@ def test_index_0_is_replaced_like_any_other() -> None:
 def test_a_pod_that_is_being_deleted_is_given_its_grace_to_save() -> None:
     world = training_world().deleted(1).after(59).settle()
     assert world.status["restarts"] == NONE
+    assert world.status["phase"] == "Recovering"
+    assert f"Pod {pod_name(1)} is told to stop" in world.status["message"]
     assert world.reconcile().requeue_after == pytest.approx(1)
 
 

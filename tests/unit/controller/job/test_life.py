@@ -300,6 +300,18 @@ def test_what_was_refused_and_is_no_longer_wanted_is_no_longer_told() -> None:
     assert world.condition("Admitted") == ("True", "Admitted")
 
 
+def test_into_a_namespace_that_goes_nothing_more_is_made() -> None:
+    world = training_world()
+    text = "unable to create new content in namespace ml because it is being terminated"
+    world.refuse = lambda manifest: Rejection("Pod", manifest["metadata"]["name"], 403, text, NOON)
+    world.gone(1).settle()
+    counted = world.status["restarts"]["total"]
+    writes = len(world.writes)
+    world.gone(0).after(600).settle()
+    assert world.status["restarts"]["total"] == counted == 1
+    assert len(world.writes) == writes
+
+
 def test_gang_pod_group_waits_for_a_cluster_that_serves_it() -> None:
     world = World(job=a_job().spec(scheduling={"gang": "podGroup"}).manifest, pod_group_served=False).settle()
     assert world.condition("Admitted") == ("False", "PodGroupNotServed")

@@ -34,6 +34,17 @@ def test_progress_without_a_known_end_says_the_step() -> None:
     assert "etaSeconds" not in world.status["progress"]
 
 
+def test_while_ranks_start_anew_the_last_progress_stands() -> None:
+    world = training_world().after(10).tells(a_progress().training(1240, NOON + seconds(4))).settle()
+    before = world.status["progress"]
+    restarted = a_progress().with_(step=1200, totalSteps=0, firstStepAt=NOON.timestamp() + 4, generation=2)
+    world.after(10).tells(restarted.incident()).settle()
+    assert world.status["phase"] == "Recovering"
+    assert world.status["progress"] == before
+    fresh = World().settle().start().settle().after(5).tells(a_progress()).settle()
+    assert "progress" not in fresh.status
+
+
 def test_the_last_word_says_the_last_step_also_where_it_had_to_be_cut() -> None:
     world = training_world().ends(1, 0, a_last_word(1))
     world.ends(0, 0, a_last_word(0, step=2000, artifact=an_artifact())).settle()
