@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from bigmodel.api.progress import Incident, Progress, RankReport, RunPhase
 from bigmodel.api.run import RestartCounts
 from bigmodel.launcher.culprit import Failure
-from bigmodel.launcher.message import MESSAGE_BYTES, Beat, head
+from bigmodel.launcher.message import INCIDENT_BYTES, Beat, head
 
 INCIDENTS = 10
 PACE_SECONDS = 30.0
@@ -63,7 +63,7 @@ class Board:
                 cause=failure.cause,
                 rank=failure.rank,
                 exit_code=failure.exit_code if failure.rank is not None else None,
-                message=head(failure.message, MESSAGE_BYTES),
+                message=head(f"{failure.message}\n{failure.evidence}", INCIDENT_BYTES),
             ),
         ][-INCIDENTS:]
 

@@ -24,6 +24,7 @@ from bigmodel.launcher.message import (
     HEARTBEAT_SECONDS,
     LEASE_SECONDS,
     MESSAGE_BYTES,
+    TRACEBACK_BYTES,
     Beat,
     Done,
     Exit,
@@ -46,6 +47,8 @@ from bigmodel.launcher.message import (
 
 ANNOUNCE_SECONDS = 1.0
 FAREWELL_SECONDS = 5.0  # index 0 goes last, but not later than this
+# Generations name checkpoint paths, so none may come twice in an attempt: each life of index 0 has numbers of its own.
+GENERATIONS_OF_A_LIFE = 10_000
 EXIT_FENCED = 78
 EXIT_TERMINATED = 143
 
@@ -87,7 +90,7 @@ class Lost:
 @dataclass(frozen=True)
 class StoreListens:
     generation: int
-    port: int | None  # None: this gang has no store
+    port: int
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,14 @@ class Seat:
 
 
 @dataclass
+class _Store:
+    """Of which generation, and where it listens once it does. There is at most one."""
+
+    generation: int = 0
+    port: int | None = None
+
+
+@dataclass
 class Coordinator:
     gang: Gang
     epoch: float  # seconds since 1970 at monotonic 0
@@ -200,6 +211,7 @@ class Coordinator:
     _failures: list[Failure] = field(default_factory=list)
     _stacks: list[RankStack] = field(default_factory=list)
     _overriding: Failure | None = None  # why we ended the generation ourselves; what ranks died of then is our doing
+    _store: _Store = field(default_factory=_Store)
     _streak: Streak = field(default_factory=Streak)
     _not_before: float = 0.0
     _processes: int = 1  # of each index
@@ -226,9 +238,9 @@ class Coordinator:
                 index = self._index_of(connection)
                 return self._lost(index, f"the launcher of index {index} hung up", now) if index is not None else []
             case StoreListens(generation, port):
-                return self._start(port, now) if self._is_preparing(generation) else []
+                return self._store_listens(generation, port, now)
             case StoreFailed(generation, message):
-                return self._store_failed(message, now) if self._is_preparing(generation) else []
+                return self._store_failed(generation, message, now)
             case AnnouncementAnswered():
                 return self._fenced("a member follows a later coordinator")
             case SaveWanted():
@@ -387,13 +399,27 @@ class Coordinator:
                 now,
             )
         self._processes = processes[0]
+        if self.generation == 0:  # a new gang, or one in which nobody is left who remembers the last generation
+            self.generation = self.gang.incarnation * GENERATIONS_OF_A_LIFE
         self.generation += 1
         self.phase = Phase.PREPARING
         self._failures, self._stacks, self._overriding = [], [], None
-        return [OpenStore(self.generation)] if self.gang.store else self._start(None, now)
+        if not self.gang.store:
+            return self._start(None, now)
+        if self._store.generation != self.generation:
+            return self._open_store(self.generation)
+        return self._start(self._store.port, now) if self._store.port is not None else []
 
-    def _is_preparing(self, generation: int) -> bool:
-        return self.phase is Phase.PREPARING and self.generation == generation
+    def _open_store(self, generation: int) -> list[Command]:
+        """It takes the place of any store before it."""
+        self._store = _Store(generation)
+        return [OpenStore(generation)]
+
+    def _store_listens(self, generation: int, port: int, now: float) -> list[Command]:
+        if self._store.generation != generation:
+            return []
+        self._store.port = port
+        return self._start(port, now) if self.phase is Phase.PREPARING and self.generation == generation else []
 
     def _start(self, port: int | None, now: float) -> list[Command]:
         self.phase = Phase.RUNNING
@@ -414,7 +440,12 @@ class Coordinator:
             Start(generation=self.generation, env=env, spent=self.spent, incidents=self.board.incidents)
         )
 
-    def _store_failed(self, message: str, now: float) -> list[Command]:
+    def _store_failed(self, generation: int, message: str, now: float) -> list[Command]:
+        if self._store.generation != generation:
+            return []
+        self._store = _Store()
+        if self.phase is not Phase.PREPARING or self.generation != generation:
+            return []  # it is asked for again when it is needed
         self.phase = Phase.STOPPING
         self._failures.append(Failure(Cause.PROGRAM, now, 0, exit_code=1, message=head(message, MESSAGE_BYTES)))
         return self._advance(now)
@@ -427,16 +458,19 @@ class Coordinator:
             return []
         self.phase = Phase.STOPPING
         self._failures.append(failure)
-        return [
+        commands: list[Command] = [
             Send(seat.connection, Stop(generation=self.generation, stacks=stacks))
             for seat in self.seats.values()
             if not seat.idle
         ]
+        # The next store starts while ranks are reaped; not beside stacks, whose ranks shall be found where they are.
+        if self.gang.store and not stacks:
+            commands += self._open_store(self.generation + 1)
+        return commands
 
     def _judge(self, now: float) -> list[Command]:
         """All ranks are gone and all evidence is in."""
         self.phase = Phase.GATHERING
-        commands: list[Command] = [CloseStore()] if self.gang.store else []
         failure = self._overriding or first_cause(self._failures)
         if failure.cause is Cause.HANG:
             failure = self._suspect(failure)
@@ -450,22 +484,23 @@ class Coordinator:
             outcome = Exit(
                 code=failure.exit_code, reason=verdict.reason, message=verdict.message, error=failure.report()
             )
-            return commands + self._decide(outcome, now)
+            return self._decide(outcome, now)
         self.spent = verdict.spent
         self._not_before = now + verdict.pause_seconds
-        return commands
+        return []
 
     def _suspect(self, hang: Failure) -> Failure:
         rank = self._watch.culprit(self._stacks)
-        text = next((stack.text for stack in self._stacks if stack.rank == rank), "")
-        stopped = any(stack.stopped for stack in self._stacks if stack.rank == rank)
-        detail = "its process is stopped" if stopped else "the others wait for it"
+        stacks = sorted(self._stacks, key=lambda stack: (stack.rank != rank, stack.rank))
+        suspect = stacks[0] if stacks and stacks[0].rank == rank else RankStack(rank=rank)
+        detail = "its process is stopped" if suspect.stopped else "the others wait for it"
         return replace(
             hang,
             index=rank // self._processes,
             message=f"{hang.message}; rank {rank} is the first suspect: {detail}",
             rank=rank,
-            traceback=text or None,
+            traceback=suspect.text[:TRACEBACK_BYTES] or None,
+            evidence="\n".join(f"rank {stack.rank}:\n{stack.text}" for stack in stacks),
         )
 
     def _all_done(self, now: float) -> list[Command]:

@@ -32,6 +32,7 @@ class Failure:
     signal: str | None = None
     traceback: str | None = None
     connection_error: bool = False
+    evidence: str = ""  # for the incident only: where the ranks were
 
     def report(self) -> ErrorReport | None:
         if self.rank is None:

@@ -21,6 +21,7 @@ LEASE_SECONDS = 2.0  # without a word from the other side, either way
 MESSAGE_BYTES = 1024
 TRACEBACK_BYTES = 1536
 STACKS_BYTES = 10240
+INCIDENT_BYTES = 2048
 FAILURES = 8
 
 

@@ -228,7 +228,7 @@ class World:
         return [rank for rank in self.ranks if rank.launcher is launcher]
 
     def start_ranks(self, launcher: Launcher, generation: int) -> None:
-        if generation not in self.generations:
+        if generation not in self.generations[-1:]:
             assert not self.generations or generation > self.generations[-1], "generations only grow"
             self.generations.append(generation)
         self.ranks.append(Rank(launcher.index, generation, launcher, self.checkpoint))

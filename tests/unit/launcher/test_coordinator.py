@@ -141,15 +141,47 @@ def test_a_new_coordinator_goes_on_from_what_the_members_remember() -> None:
     assert said == [to(0, want), to(1, want)]
 
 
+def test_generations_do_not_repeat_when_nobody_remembers_them() -> None:
+    it = Trial(1, incarnation=2)
+    assert it.hear(0, hello(0, incarnation=2))[-1] == OpenStore(20_001)
+
+
 def test_a_failure_stops_all_and_the_next_generation_is_counted() -> None:
     it = Trial().running()
     assert it.hear(1, Failed(generation=1, failure=failure(1))) == [
         to(0, Stop(generation=1)),
         to(1, Stop(generation=1)),
+        OpenStore(2),
     ]
     assert it.hear(1, Stopped(generation=1, failures=[failure(1)])) == []
-    assert it.hear(0, Stopped(generation=1)) == [CloseStore(), OpenStore(2)]
-    assert it.coordinator.progress().program_restarts == 1
+    assert it.hear(0, Stopped(generation=1)) == []
+    spent = RestartCounts(program=1)
+    said = it.give(StoreListens(2, 4711))
+    incidents = it.coordinator.board.incidents
+    assert said == [
+        to(0, start(2, spent=spent, incidents=incidents)),
+        to(1, start(2, spent=spent, incidents=incidents)),
+    ]
+
+
+def test_a_store_that_listens_before_the_ranks_are_reaped_is_used_when_they_are() -> None:
+    it = Trial().running()
+    it.hear(1, Failed(generation=1, failure=failure(1)))
+    assert it.give(StoreListens(2, 4711)) == []
+    said = it.stop_all()
+    assert [c.message.generation for c in said if isinstance(c, Send)] == [2, 2]
+
+
+def test_a_store_that_was_opened_too_early_is_opened_again() -> None:
+    """A member may remember a later generation, and an early one may fail before it is needed."""
+    it = Trial().running()
+    it.hear(1, Failed(generation=1, failure=failure(1)))
+    assert it.give(StoreFailed(2, "no port")) == []
+    assert it.stop_all() == [OpenStore(2)]
+    it.give(StoreListens(2, 4711))
+    it.give(Lost(11))
+    it.hear(0, Stopped(generation=2))
+    assert it.give(Received(21, hello(1, generation=7)))[-1] == OpenStore(8)
 
 
 def test_what_was_said_of_an_earlier_generation_counts_for_nothing() -> None:
@@ -157,6 +189,7 @@ def test_what_was_said_of_an_earlier_generation_counts_for_nothing() -> None:
     it.hear(1, Failed(generation=1, failure=failure(1)))
     it.stop_all()
     it.give(StoreListens(2, 4711))
+    assert it.coordinator.phase is Phase.RUNNING
     for late in (Failed(generation=1, failure=failure(0)), Stopped(generation=1), Done(generation=1)):
         assert it.hear(0, late) == []
     assert it.coordinator.phase is Phase.RUNNING
@@ -196,7 +229,7 @@ def test_the_end_is_written_down_then_told_and_index_0_goes_last() -> None:
     it.hear(1, Failed(generation=1, failure=failure(1, 42)))
     said = it.stop_all()
     kinds = [type(command) for command in said]
-    assert kinds == [CloseStore, CloseStore, Decided, Send]
+    assert kinds == [CloseStore, Decided, Send]
     assert isinstance(said[-1], Send)
     assert (said[-1].connection, said[-1].message.code) == (11, 42)
     assert it.give(Tick(), after=0.1) == []
@@ -258,7 +291,8 @@ def test_a_lost_member_ends_the_generation_at_no_cost(lose: Any) -> None:
     assert Close(11) in said
     if 1 not in it.coordinator.seats:
         it.give(Received(21, hello(1, incarnation=1)))
-    assert it.hear(0, Stopped(generation=1)) == [CloseStore(), OpenStore(2)]
+    it.hear(0, Stopped(generation=1))
+    assert it.give(StoreListens(2, 4711)) != []
     progress = it.coordinator.progress()
     assert (progress.program_restarts, [i.cause for i in progress.incidents]) == (0, ["PodLost"])
 
@@ -332,7 +366,9 @@ def test_a_hang_is_stopped_with_stacks_and_charged_to_its_own_budget() -> None:
     it.hear(1, Stopped(generation=1, stacks=[RankStack(rank=1, text="while True")]))
     progress = it.coordinator.progress()
     assert (progress.hang_restarts, progress.program_restarts) == (1, 0)
-    assert (progress.incidents[0].cause, progress.incidents[0].rank) == ("Hang", 1)
+    (incident,) = progress.incidents
+    assert (incident.cause, incident.rank) == ("Hang", 1)
+    assert incident.message.endswith("rank 1:\nwhile True\nrank 0:\nall_reduce")
 
 
 def test_progress_is_rank_0s() -> None:
@@ -373,7 +409,7 @@ def test_a_pod_that_is_told_to_stop_is_let_go_when_all_have_saved() -> None:
     assert it.hear(0, Failed(generation=1, failure=failure(0, 143))) == []
     assert it.hear(0, Stopped(generation=1, failures=[failure(0, 143)])) == []
     said = it.hear(1, Stopped(generation=1, failures=[failure(1, 143)]))
-    assert said == [CloseStore(), to(1, Exit(code=143, reason="Terminated"))]
+    assert said == [to(1, Exit(code=143, reason="Terminated"))]
     assert it.give(Lost(11)) == [Close(11)]
     assert it.give(Received(21, hello(1, incarnation=1)))[-1] == OpenStore(2)
     assert it.coordinator.progress().program_restarts == 0

@@ -405,23 +405,29 @@ def test_pods_of_different_size_make_no_gang(gang: MakeGang) -> None:
 
 
 RECIPES = {
-    "with an artefact": ({"ARTIFACT": "1"}, 0, None),
-    "without the artefact it promised": ({}, 1, "NoArtifact"),
+    "with an artefact": ("good", {"ARTIFACT": "1"}, 0, None),
+    "without the artefact it promised": ("good", {}, 1, "NoArtifact"),
+    "with a trainer that cannot be forked, so it is spawned": ("threaded", {"ARTIFACT": "1"}, 0, None),
+    "with a trainer that cannot be imported": ("missing", {}, 1, "CrashLoop"),
 }
 
 
-@pytest.mark.parametrize(("environment", "code", "reason"), RECIPES.values(), ids=RECIPES)
-def test_a_recipe_ends(gang: MakeGang, environment: dict, code: int, reason: str | None) -> None:
+@pytest.mark.parametrize(("trainer", "environment", "code", "reason"), RECIPES.values(), ids=RECIPES)
+def test_a_recipe_ends(gang: MakeGang, trainer: str, environment: dict, code: int, reason: str | None) -> None:
     """The trainer's place is taken by a program that needs no torch (programs/sitecustomize.py)."""
-    run = a_run(script=None, recipe={"name": "mlp"})
+    run = a_run(nodes=1, script=None, recipe={"name": "mlp"})
     programs = Path(__file__).parent / "programs"
     operator = Path(__file__).parents[3] / "operator"
-    it = gang(run, STEPS=5, PYTHONPATH=f"{programs}:{operator}", STAND_IN_FOR_TRAINER=1, **environment)
-    pods = it.start()
-    assert [pod.exit_code() for pod in pods] == [code, code]
-    words = [pod.last_word for pod in pods]
-    assert [word.reason for word in words] == [reason] * 2
-    assert [word.artifact is not None for word in words] == [code == 0] * 2
+    it = gang(run, STEPS=5, PYTHONPATH=f"{programs}:{operator}", STAND_IN_FOR_TRAINER=trainer, **environment)
+    (pod,) = it.start()
+    assert pod.exit_code() == code
+    word = pod.last_word
+    assert word.reason == reason
+    assert (word.artifact is not None) == (code == 0)
+    if trainer == "threaded":
+        assert "started one by one instead of forked: 2 threads" in pod.log
+    if trainer == "missing":
+        assert "bigmodel.trainer.main" in word.error.message
 
 
 def test_torch_over_the_store_child(gang: MakeGang) -> None:

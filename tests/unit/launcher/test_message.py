@@ -6,6 +6,7 @@ from bigmodel.api.progress import Incident
 from bigmodel.api.run import RestartCounts
 from bigmodel.launcher.message import (
     FAILURES,
+    INCIDENT_BYTES,
     LINE_BYTES,
     MESSAGE_BYTES,
     STACKS_BYTES,
@@ -37,7 +38,7 @@ def test_the_longest_evidence_fits_into_a_line(text: str) -> None:
     ]
     stopped = Stopped(generation=1, failures=failures, stacks=[RankStack(rank=0, text=head(nasty, STACKS_BYTES))])
     assert decode(encode(stopped)) == stopped
-    incidents = [Incident(at=1.0, generation=g, cause="Hang", message=head(nasty, MESSAGE_BYTES)) for g in range(10)]
+    incidents = [Incident(at=1.0, generation=g, cause="Hang", message=head(nasty, INCIDENT_BYTES)) for g in range(10)]
     start = Start(generation=1, env={"MASTER_ADDR": "10.0.0.1"}, spent=RestartCounts(), incidents=incidents)
     assert decode(encode(start)) == start
 
