@@ -156,9 +156,12 @@ def _admitted(job: ObservedJob, gang: Gang) -> Told:
         return "True", Reason.ADMITTED, messages.admitted(gang.size, together)
     if not gang.current and not gang.has_started:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
-    text = next((pod.unschedulable for pod in gang.pods if pod.unschedulable), None)
-    if gang.group is not None and gang.group.unschedulable and together:
-        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(gang.group.unschedulable)
+    texts = [pod.unschedulable for pod in gang.pods if pod.unschedulable]
+    text = next(iter(texts), None)
+    if gang.group is not None and (whole := gang.group.unschedulable) and together:
+        # Most pods only repeat the group's verdict; the one that found no node says what the nodes lack.
+        lacking = next((text for text in texts if whole not in text), None)
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable("; ".join(filter(None, (lacking, whole))))
     if text and together:
         return "False", Reason.UNSCHEDULABLE, messages.unschedulable(text)
     if text:

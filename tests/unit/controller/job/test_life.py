@@ -243,6 +243,15 @@ def test_the_default_store_of_the_chart_is_pinned_at_the_first_start() -> None:
 # Placement
 
 
+def test_what_the_nodes_lack_is_told_by_the_one_pod_that_found_none() -> None:
+    whole = "minCount (2) cannot be satisfied: 1 scheduled, 0 remaining"  # as Kubernetes 1.37 words them
+    world = World().settle().group_says("False", "Unschedulable", whole)
+    world.unplaced(0, f"pod group is unschedulable, {whole}")
+    world.unplaced(1, "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.").settle()
+    assert "2 Insufficient nvidia.com/gpu" in world.status["message"]
+    assert whole in world.status["message"]
+
+
 def test_a_gang_that_does_not_fit_says_so_with_the_schedulers_numbers() -> None:
     world = (
         World().settle().group_says("False", "Unschedulable", "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.")

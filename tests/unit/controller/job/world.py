@@ -213,6 +213,10 @@ class World:
             self._condition(pod, "PodScheduled", "True")
         return self
 
+    def unplaced(self, index: int, message: str) -> World:
+        self._condition(self.pod(index), "PodScheduled", "False", "Unschedulable", message)
+        return self
+
     def start(self, *indexes: int) -> World:
         """Bound, running and ready."""
         self.bind(*indexes)
