@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
+from bigmodel.api.verdict import VerdictStage
 from tests.unit.controller.service.world import (
     DIGEST_A,
     DIGEST_B,
@@ -248,6 +251,42 @@ def test_a_faulty_candidate_is_rejected_once_and_stable_never_notices(
     assert world.names_of("ControllerRevision") == ["mlp-r1", "mlp-r2"]
 
 
+def test_two_crashes_are_not_a_loop_yet() -> None:
+    world = serving_world()
+    world.health[2] = Health(server=crashed(139, restarts=2), ready=False, stage=None)
+    world.job = a_job(DIGEST_B, uid="job-2")
+    world.run()
+    assert world.condition("Promoted") == ("Unknown", "RolloutInProgress")
+    assert world.replicas(2) == 1
+
+
+def test_a_verdict_against_a_pod_counts_more_than_its_readiness_of_a_moment_ago() -> None:
+    world = serving_world()
+    world.health[2] = Health(stage=VerdictStage.FAILED, reason="ParityFailed", says="sample 7 differs")
+    world.job = a_job(DIGEST_B, uid="job-2")
+    world.run()
+    world.later(60)
+    world.run()
+    assert world.selected == 1
+    assert world.condition("Promoted") == ("False", "Rejected")
+    world.health[1] = world.health[2]
+    world.kubelet()
+    world.reconcile()
+    assert world.status["replicas"]["summary"] == "0/1"
+
+
+def test_the_model_s_own_fault_decides_also_when_the_deadline_has_passed() -> None:
+    world = World(a_service(server={"startupDeadlineSeconds": 60}), a_job())
+    world.health[1] = Health(ready=False, stage=None)
+    world.run()
+    world.later(3600)  # nobody looked
+    world.health[1] = PARITY_FAILS
+    world.kubelet()
+    world.run()
+    assert world.condition("Progressing") == ("False", "ParityFailed")
+    assert world.condition("Promoted") == ("False", "Rejected")
+
+
 def test_a_rejected_first_revision_leaves_a_failed_service_that_says_what_to_do() -> None:
     world = World(job=a_job())
     world.health[1] = PARITY_FAILS
@@ -448,9 +487,10 @@ def test_a_job_made_anew_is_waited_for_while_its_predecessor_serves() -> None:
             "rank 1: ValueError",
         ),
         (a_job(conditions=[{"type": "Complete", "status": "True"}], artifact=None), "ArtifactMissing", "recipe"),
+        (a_job(conditions=[{"type": "Published", "status": "Unknown"}]), "JobNotFinished", "complete"),
         (a_job(resolved={}), "StoreNotSet", "chart's store"),
     ],
-    ids=["no such job", "it failed", "it published nothing", "no store"],
+    ids=["no such job", "it failed", "it published nothing", "it is still verifying", "no store"],
 )
 def test_a_source_that_gives_nothing_says_why(job: dict[str, object] | None, reason: str, text: str) -> None:
     world = World(job=job)
@@ -640,6 +680,23 @@ def test_an_address_that_somebody_points_elsewhere_is_restored_and_stays_the_tru
     assert world.objects["Service", "mlp-r2"]["spec"]["selector"]["bigmodel.io/revision"] == "2"
 
 
+def test_a_record_goes_after_its_deployment_never_with_it() -> None:
+    world = serving_world(rollout={"rollbackWindowSeconds": 0})
+    record = copy.deepcopy(world.objects["ControllerRevision", "mlp-r1"])
+    deployment = copy.deepcopy(world.objects["Deployment", "mlp-r1"])
+    for size in range(1, 23):
+        world.change_spec(batching={"maxBatchSize": size})
+        world.later(1)
+        world.run()
+    assert "mlp-r1" not in world.names_of("ControllerRevision")
+    world.objects["ControllerRevision", "mlp-r1"] = record  # a deletion that the cache has not seen, or a backup
+    world.objects["Deployment", "mlp-r1"] = deployment
+    passes = len(world.decisions)
+    world.run()
+    gone = [{(d.kind.kind, d.name) for d in decision.delete} for decision in world.decisions[passes:]]
+    assert gone[:2] == [{("Deployment", "mlp-r1")}, {("ControllerRevision", "mlp-r1")}]
+
+
 def test_promoted_is_said_once_requests_really_go_there() -> None:
     world = World(job=a_job())
     world.endpoints_lag = True
@@ -674,3 +731,41 @@ def test_a_new_candidate_ends_the_window_of_the_revision_before() -> None:
     world.run()
     assert world.names_of("Deployment") == ["mlp-r2", "mlp-r3"]
     assert world.selected == 2
+
+
+def test_an_endpoint_that_lags_behind_its_pod_is_no_endpoint() -> None:
+    world = serving_world()
+    world.endpoints_lag = True
+    world.slices()
+    world.health[1] = Health(ready=False)
+    world.kubelet()
+    world.reconcile()
+    assert world.condition("Ready") == ("False", "NoReadyEndpoint")
+
+
+def test_what_was_only_overtaken_is_not_called_a_failure_while_nothing_may_start() -> None:
+    world = serving_world()
+    world.health[2] = world.health[3] = Health(ready=False)
+    for size in (8, 16):
+        world.change_spec(batching={"maxBatchSize": size})
+        world.run()
+    world.change_spec(batching={"maxBatchSize": 8}, server={"replicas": 0})
+    world.run()
+    assert world.outcome(2) == "Aborted"
+    assert world.condition("Promoted") == ("Unknown", "ScaledToZero")
+    world.change_spec(server={"replicas": 1})
+    world.run()
+    assert world.condition("Promoted") == ("Unknown", "RolloutInProgress")
+
+
+@pytest.mark.parametrize("way", ["deleted", "evicted"])
+def test_a_pod_on_its_way_out_is_not_counted(way: str) -> None:
+    world = serving_world(server={"replicas": 2})
+    pod = world.pods["mlp-r1-abc-0"]
+    if way == "deleted":
+        pod["metadata"]["deletionTimestamp"] = "2026-03-01T12:00:00Z"
+    else:
+        pod["status"]["phase"] = "Failed"
+    world.reconcile()
+    assert world.status["replicas"]["summary"] == "1/2"
+    assert world.condition("Ready") == ("True", "Serving")

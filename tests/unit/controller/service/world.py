@@ -150,6 +150,7 @@ class World:
         self.endpoints_lag = False  # the endpoint controller sleeps
         self.refuse: Callable[[Manifest], Rejection | None] = lambda manifest: None
         self.events: list[Event] = []
+        self.decisions: list[Decision] = []
         self.writes: list[str] = []
         self._slices: tuple[Manifest, ...] = ()
         self._uids = 0
@@ -182,6 +183,7 @@ class World:
         raise AssertionError("the decision asks for another pass for ever")
 
     def execute(self, decision: Decision) -> None:
+        self.decisions.append(decision)
         rejected = []
         for relabel in decision.relabel:
             found = self.objects[relabel.kind.kind, relabel.name]
