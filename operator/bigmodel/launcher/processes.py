@@ -21,7 +21,7 @@ from typing import Any, Protocol
 from bigmodel.launcher.environment import RankFiles
 
 FORK_SERVER = "bigmodel.trainer.forkserver"
-STORE_SECONDS = 60.0
+STORE_SECONDS = 120.0  # a spawned one imports torch first, from a cold disk perhaps
 PR_SET_CHILD_SUBREAPER = 36
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
@@ -51,7 +51,7 @@ class _Rank:
 @dataclass
 class _Store:
     generation: int
-    timeout: asyncio.TimerHandle
+    timeout: asyncio.TimerHandle | None = None  # runs from when it was asked for
     pid: int | None = None
     port: int | None = None
 
@@ -190,17 +190,15 @@ class Processes:
 
     def open_store(self, generation: int) -> None:
         self.close_store()
-        timeout = asyncio.get_running_loop().call_later(
-            STORE_SECONDS, self._store_lost, f"the store did not listen within {STORE_SECONDS:.0f} s"
-        )
-        self._store = _Store(generation, timeout)
+        self._store = _Store(generation)
         if self.fork and self._server is None:
             self._start_server()
         self._ask_store()
 
     def close_store(self) -> None:
         if self._store is not None:
-            self._store.timeout.cancel()
+            if self._store.timeout is not None:
+                self._store.timeout.cancel()
             if self._store.pid is not None:
                 _kill(self._store.pid)
             self._store = None
@@ -209,6 +207,9 @@ class Processes:
         store = self._store
         if store is None or (self.fork and not self._ready):
             return
+        store.timeout = asyncio.get_running_loop().call_later(
+            STORE_SECONDS, self._store_lost, f"the store did not listen within {STORE_SECONDS:.0f} s"
+        )
         if self.fork:
             self._say({"do": "store", "id": f"store {store.generation}"})
             return
@@ -230,7 +231,8 @@ class Processes:
 
     def _store_listens(self, generation: int, port: int) -> None:
         if self._store is not None and self._store.generation == generation:
-            self._store.timeout.cancel()
+            if self._store.timeout is not None:
+                self._store.timeout.cancel()
             self._store.port = port
             self.watcher.store_listens(generation, port)
 
