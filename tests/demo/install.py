@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 from tests.cluster.images import load
-
 from tests.cluster.kubectl import helm, kubectl
 from tests.demo.terminal import step
 

@@ -121,7 +121,8 @@ class Children:
 
     `by_kind`: the reconciled object is their controller owner. `related_by_kind`: they name it by label
     (bigmodel.io/service, bigmodel.io/job) and another object controls them: pods of its Deployment, slices of its
-    Service. Labels can be forged: a rule that trusts one checks who controls it.
+    Service. Labels can be forged: a rule that trusts one checks who controls it. Of a pod's containers only name and
+    image are kept, its volumes, tolerations and affinity are not; managedFields of nothing.
     """
 
     by_kind: Mapping[str, tuple[Manifest, ...]] = field(default_factory=dict)
