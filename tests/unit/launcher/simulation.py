@@ -16,7 +16,7 @@ from bigmodel.launcher import coordinator as coordination
 from bigmodel.launcher import member as membership
 from bigmodel.launcher.coordinator import Coordinator, Gang
 from bigmodel.launcher.member import Member, Place
-from bigmodel.launcher.message import Announcement, Exit, Fenced, Hello, Message, RankFailure, RankStack, decode, encode
+from bigmodel.launcher.message import Announcement, Exit, Message, RankFailure, RankStack, decode, encode
 
 ARTIFACT = ArtifactSummary(uri="file:///a", digest="sha256:" + "0" * 64, size_bytes=1, variant="default")
 TICK_SECONDS = 0.1
@@ -384,6 +384,3 @@ class World:
 
 def _address(launcher: Launcher) -> str:
     return f"{launcher.index}.{launcher.incarnation}:1"
-
-
-__all__ = ["ARTIFACT", "Exit", "Fenced", "Hello", "Launcher", "World"]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from bigmodel.api.run import Budgets
 from bigmodel.launcher.coordinator import FAREWELL_SECONDS, Gang
+from bigmodel.launcher.member import Terminating
 from bigmodel.launcher.message import Exit
-from tests.unit.launcher.simulation import ARTIFACT, World
+from tests.unit.launcher.simulation import ARTIFACT, Launcher, World
 
 STEPS = 40
 FAULTS_END = 30.0
@@ -60,11 +61,9 @@ def inject(world: World, fault: Fault) -> None:
             world.launch(launcher.index, launcher.incarnation + 1)
 
 
-def terminate(world: World, launcher: object) -> None:
-    from bigmodel.launcher import member as membership
-
+def terminate(world: World, launcher: Launcher) -> None:
     launcher.told_to_stop_at = world.now
-    launcher.to_member(membership.Terminating())
+    launcher.to_member(Terminating())
 
 
 def keep_pods_alive(world: World) -> None:
