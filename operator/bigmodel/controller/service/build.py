@@ -266,9 +266,10 @@ def _server(
     # Triton calls itself live while its model process is dead; the verifier asks the model.
     container["livenessProbe"] = {
         "httpGet": {"path": pod_contract.PATH_LIVE, "port": names.PORT_VERDICT},
-        "periodSeconds": 10,
-        "timeoutSeconds": 5,
-        "failureThreshold": 6,
+        "periodSeconds": 5,
+        "timeoutSeconds": 3,
+        "failureThreshold": 3,
+        "terminationGracePeriodSeconds": 5,  # a dead model has nothing to drain
     }
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}}
     if resources := inputs.resources.wire():
@@ -283,13 +284,13 @@ def _verifier(run: ServingRun, images: ChosenImages, settings: Settings, drain: 
     container["ports"] = [{"name": "verdict", "containerPort": names.PORT_VERDICT, "protocol": "TCP"}]
     container["readinessProbe"] = {
         "httpGet": {"path": pod_contract.PATH_READY, "port": "verdict"},
-        "periodSeconds": 2,
+        "periodSeconds": 1,
         "timeoutSeconds": 2,
         "failureThreshold": 2,
     }
     # It stays while Triton drains: a proxy that finds only ending pods still sends to those that answer their probe.
     container["lifecycle"] = {"preStop": {"sleep": {"seconds": drain.pre_stop_seconds}}}
-    container["resources"] = _small(memory="512Mi")
+    container["resources"] = _small(memory="256Mi")  # it holds the golden samples, 32 MiB at most
     return container
 
 
@@ -316,7 +317,7 @@ def _container(
 
 def _small(memory: str) -> dict[str, Any]:
     """Our own processes beside Triton; limits, because a quota may ask for them."""
-    return {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": memory}}
+    return {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": memory}}
 
 
 def _mount(name: str, path: str, read_only: bool = False) -> dict[str, Any]:

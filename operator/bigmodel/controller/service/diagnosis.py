@@ -28,6 +28,7 @@ REJECTING_FETCHES = frozenset({Reason.DIGEST_MISMATCH, Reason.ARTIFACT_NOT_FOUND
 GATES: dict[str, str] = {  # the word for the rollout column; every other reason stands for itself
     Reason.PARITY_FAILED: "parity",
     Reason.VERIFICATION_FAILED: "verification",
+    Reason.GOLDEN_REQUEST_FAILED: "golden request",
     Reason.DIGEST_MISMATCH: "digest",
     Reason.MODEL_LOAD_FAILED: "load",
     Reason.WARMUP_FAILED: "warm-up",
@@ -266,7 +267,10 @@ def _not_verified(pod: ObservedPod) -> Trouble | None:
     reason = verdict.reason or ""
     if not re.fullmatch(r"[A-Z][A-Za-z0-9]{0,62}", reason):
         reason = Reason.VERIFICATION_FAILED  # it becomes the reason of a condition, which must be one word
-    return Trouble(reason, messages.verification_failed(pod.name, verdict.message), "Rejected")
+    # A model that does not answer is restarted by its verifier first; one that answers wrongly stays wrong.
+    restarts = reason == Reason.GOLDEN_REQUEST_FAILED and pod.server.restarts <= CRASHES_TOLERATED
+    message = messages.verification_failed(pod.name, verdict.message)
+    return Trouble(reason, message, None if restarts else "Rejected")
 
 
 def _server_ended(record: Record, pod: ObservedPod) -> Trouble | None:

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     SERVER_CRASH_LOOP = "ServerCrashLoop"
     PARITY_FAILED = "ParityFailed"
+    GOLDEN_REQUEST_FAILED = "GoldenRequestFailed"
     VERIFICATION_FAILED = "VerificationFailed"
     # ModelVerified
     GOLDEN_MATCHED = "GoldenMatched"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 
@@ -18,6 +19,7 @@ from tests.unit.controller.service.world import (
     a_training_job,
     crashed,
     done,
+    running,
     serving_world,
     waiting,
 )
@@ -258,6 +260,21 @@ def test_two_crashes_are_not_a_loop_yet() -> None:
     world.run()
     assert world.condition("Promoted") == ("Unknown", "RolloutInProgress")
     assert world.replicas(2) == 1
+
+
+def test_a_model_that_does_not_answer_is_restarted_before_it_is_rejected() -> None:
+    world = serving_world()
+    silent = Health(ready=False, stage=VerdictStage.FAILED, reason="GoldenRequestFailed", says="500")
+    world.health[2] = silent
+    world.job = a_job(DIGEST_B, uid="job-2")
+    world.run()
+    assert world.condition("Progressing") == ("False", "GoldenRequestFailed")
+    assert world.replicas(2) == 1
+    world.health[2] = dataclasses.replace(silent, server=running() | {"restartCount": 3})
+    world.kubelet()
+    world.run()
+    assert world.condition("Promoted") == ("False", "Rejected")
+    assert world.status["rollout"] == "r2 rejected: golden request"
 
 
 def test_a_verdict_against_a_pod_counts_more_than_its_readiness_of_a_moment_ago() -> None:
