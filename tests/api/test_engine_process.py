@@ -30,12 +30,12 @@ WAIT_SECONDS = 60.0  # for what takes a few seconds on a machine that does nothi
 class Controller:
     """One replica."""
 
-    def __init__(self, folder: Path, kubeconfig: Path, name: str) -> None:
-        self.name = name
+    def __init__(self, folder: Path, kubeconfig: Path, name: str, watch_namespaces: tuple[str, ...]) -> None:
         self.health_port, self.metrics_port = control_plane.free_ports(2)
         settings = {
             "images": {"trainer": "trainer:test", "server": "server:test", "triton": "triton:test"},
             "store": {"s3": {"bucket": "models", "endpoint": "http://s3.test", "secretName": "s3-login"}},
+            "watchNamespaces": list(watch_namespaces),
             "healthPort": self.health_port,
             "metricsPort": self.metrics_port,
         }
@@ -81,34 +81,36 @@ class Plane:
         self._started = 0
 
     @contextmanager
-    def controllers(self, count: int) -> Iterator[list[Controller]]:
+    def controllers(self, count: int, *watch_namespaces: str) -> Iterator[list[Controller]]:
         started = []
         try:
             for _ in range(count):
                 self._started += 1
-                started.append(Controller(self._folder, self.kubeconfig, f"controller-{self._started}"))
+                name = f"controller-{self._started}"
+                started.append(Controller(self._folder, self.kubeconfig, name, watch_namespaces))
             yield started
         finally:
             for one in started:
                 one.process.kill()
                 one.process.wait()
 
-    def get(self, what: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = json.loads(self.kubectl("get", what, "-o", "json"))["items"]
+    def get(self, *what: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(self.kubectl("get", *what, "-o", "json"))["items"]
         return items
 
-    def new_job(self, name: str, nodes: int = 2) -> None:
+    def new_job(self, name: str, namespace: str = "default") -> None:
+        """Of two nodes."""
         job = {
             "apiVersion": "bigmodel.io/v1alpha1",
             "kind": "BigModelJob",
-            "metadata": {"name": name},
-            "spec": {"recipe": {"name": "mlp"}, "nodes": nodes},
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"recipe": {"name": "mlp"}, "nodes": 2},
         }
         self.kubectl.apply(job, "--server-side")
 
     def pods_of(self, name: str) -> int:
-        labels = (pod["metadata"]["labels"] for pod in self.get("pods"))
-        return sum(label.get("bigmodel.io/job") == name for label in labels)
+        """In any namespace."""
+        return len(self.get("pods", "-A", "-l", f"bigmodel.io/job={name}"))
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,16 @@ def leader_of(controllers: list[Controller]) -> Controller:
     return next(one for one in controllers if one.leads())
 
 
-def test_started_before_the_crds_it_waits_for_them_and_then_works(plane: Plane) -> None:
+@pytest.fixture(scope="class")
+def one(plane: Plane) -> Iterator[Controller]:
     with plane.controllers(1) as (one,):
+        yield one
+
+
+class TestOneController:
+    """Started once, in this order: before the CRDs, in the end after they were taken away."""
+
+    def test_started_before_the_crds_it_waits_for_them_and_then_works(self, plane: Plane, one: Controller) -> None:
         until(lambda: one.said("not installed: apply the chart's CRDs"), "the reason is logged")
         assert (one.get("/healthz"), one.get("/readyz")) == ((200, "ok"), (200, "ok"))
         plane.kubectl("apply", "--server-side", "-f", str(CRDS))
@@ -139,9 +149,7 @@ def test_started_before_the_crds_it_waits_for_them_and_then_works(plane: Plane) 
         plane.new_job("early")
         until(lambda: plane.pods_of("early") == 2, "two pods")
 
-
-def test_the_users_object_carries_nothing_of_ours_but_its_status(plane: Plane) -> None:
-    with plane.controllers(1) as (one,):
+    def test_the_users_object_carries_nothing_of_ours_but_its_status(self, plane: Plane, one: Controller) -> None:
         plane.new_job("untouched")
         until(lambda: plane.pods_of("untouched") == 2, "two pods")
         text = plane.kubectl("get", "bmj", "untouched", "-o", "json", "--show-managed-fields")
@@ -151,9 +159,7 @@ def test_the_users_object_carries_nothing_of_ours_but_its_status(plane: Plane) -
         assert writers == {("kubectl", ""), ("bigmodel-operator", "status")}
         assert one.metric('bigmodel_reconciles_total{kind="BigModelJob",outcome="error"}') == 0
 
-
-def test_at_rest_nothing_is_written_but_the_lease(plane: Plane) -> None:
-    with plane.controllers(1) as (one,):
+    def test_at_rest_nothing_is_written_but_the_lease(self, plane: Plane, one: Controller) -> None:
         plane.new_job("resting")
         until(lambda: plane.pods_of("resting") == 2, "two pods")
 
@@ -177,6 +183,29 @@ def test_at_rest_nothing_is_written_but_the_lease(plane: Plane) -> None:
             return before[0] > 0 and (writes(), versions()) == before
 
         until(quiet, "nothing is written for 5 s")
+
+    def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(self, plane: Plane, one: Controller) -> None:
+        plane.new_job("before")
+        until(lambda: plane.pods_of("before") == 2, "works")
+        plane.kubectl("delete", "crd", "bigmodeljobs.bigmodel.io", "--timeout=30s")
+        until(lambda: one.metric("bigmodel_trigger_restarts") > 0, "kopf ended")
+        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
+        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        plane.new_job("after")
+        until(lambda: plane.pods_of("after") == 2, "works again")
+        assert (one.process.poll(), one.get("/healthz")[0]) == (None, 200)
+
+
+def test_with_namespaces_it_touches_no_other(plane: Plane) -> None:
+    for namespace in ("watched", "also-watched"):
+        plane.kubectl("create", "namespace", namespace)
+    plane.new_job("elsewhere")
+    with plane.controllers(1, "watched", "also-watched"):
+        plane.new_job("here", "watched")
+        plane.new_job("here-too", "also-watched")
+        until(lambda: (plane.pods_of("here"), plane.pods_of("here-too")) == (2, 2), "both gangs")
+        assert plane.pods_of("elsewhere") == 0
+    plane.kubectl("delete", "bmj", "elsewhere")
 
 
 def test_a_killed_leader_is_replaced_and_its_successor_goes_on(plane: Plane) -> None:
@@ -217,17 +246,3 @@ def test_a_leader_whose_lease_was_taken_ends_at_once_and_says_why(plane: Plane) 
         assert critical == [
             "lease default/bigmodel-operator is lost: thief holds it now; this process ends, a standby takes over"
         ]
-
-
-def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(plane: Plane) -> None:
-    with plane.controllers(1) as (one,):
-        leader_of([one])
-        plane.new_job("before")
-        until(lambda: plane.pods_of("before") == 2, "works")
-        plane.kubectl("delete", "crd", "bigmodeljobs.bigmodel.io", "--timeout=30s")
-        until(lambda: one.metric("bigmodel_trigger_restarts") > 0, "kopf ended")
-        plane.kubectl("apply", "--server-side", "-f", str(CRDS))
-        plane.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-        plane.new_job("after")
-        until(lambda: plane.pods_of("after") == 2, "works again")
-        assert (one.process.poll(), one.get("/healthz")[0]) == (None, 200)

@@ -80,10 +80,10 @@ async def served(health: Health, health_port: int, metrics_port: int, host: str 
         for port, routes in sites.items():
             application = web.Application()
             application.add_routes(routes)
-            runner = web.AppRunner(application, access_log=None)
+            runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
             runners.append(runner)
             await runner.setup()
-            await web.TCPSite(runner, host, port, shutdown_timeout=1.0).start()
+            await web.TCPSite(runner, host, port).start()
         yield
     finally:
         for runner in runners:

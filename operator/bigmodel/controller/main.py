@@ -85,7 +85,8 @@ async def run(settings: Settings, kubeconfig: Path | None = None) -> int:
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({leading, acting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if leading.done():
-            _log_end(leading)  # not one more write: end at once
+            acting.cancel()  # not one more write
+            _log_end(leading)
             return 1
         if stopping.done():
             logger.info("told to stop: finishing %d passes, leaving %d objects", queue.working, len(queue))

@@ -129,6 +129,26 @@ def test_managed_fields_are_not_kept() -> None:
     run(main())
 
 
+def test_what_is_not_kept_is_never_held_and_equal_strings_are_held_once() -> None:
+    async def main() -> None:
+        api = MemoryApi()
+        for name in "ab":
+            await api.put(POD, {**pod(name), "spec": {"nodeName": "node-" + "1", "volumes": [{"name": "tmp"}]}})
+
+        def without_volumes(manifest: Manifest) -> Manifest:
+            return {**manifest, "spec": {"nodeName": manifest["spec"]["nodeName"]}}
+
+        reflector = Reflector(api, POD, keep=without_volumes)  # type: ignore[arg-type]
+        task = asyncio.create_task(reflector.run())
+        await reflector.synced()
+        one, other = reflector.all()
+        assert one["spec"] == other["spec"] == {"nodeName": "node-1"}
+        assert one["spec"]["nodeName"] is other["spec"]["nodeName"]
+        task.cancel()
+
+    run(main())
+
+
 def test_a_watch_that_ends_at_once_every_time_does_not_spin() -> None:
     class Hasty(MemoryApi):
         async def watch(self, kind: ResourceKind, *args: Any, **kwargs: Any) -> AsyncIterator[Manifest]:
