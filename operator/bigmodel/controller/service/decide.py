@@ -132,7 +132,12 @@ def _last_failure(service: ObservedService, roles: dict[int, Record]) -> list[Ma
 
 
 def _failed(record: Record) -> bool:
-    return record.outcome is not None and record.outcome.result != "Promoted"
+    """On its own account: one that was only overtaken has no story to keep pods' owners for."""
+    return (
+        record.outcome is not None
+        and record.outcome.result != "Promoted"
+        and record.outcome.reason != messages.Reason.SUPERSEDED
+    )
 
 
 def _addresses(service: ObservedService, ledger: Ledger) -> list[Manifest]:
@@ -198,7 +203,8 @@ def _next_look(service: ObservedService, ledger: Ledger, now: datetime) -> float
     looks = [IDLE_SECONDS]
     kept_until = ledger.kept_until(service.spec.rollout.rollback_window_seconds)
     if ledger.previous is not None and kept_until is not None:
-        looks.append(min(60.0, (kept_until - now).total_seconds()))
+        left = (kept_until - now).total_seconds()
+        looks.append(min(60.0 if left > 60 else ROLLOUT_SECONDS, left))
     retry_at = ledger.wanted_record.retry_at() if ledger.wanted_record else None
     if retry_at is not None and ledger.wanted_record is not ledger.stable:
         looks.append((retry_at - now).total_seconds())

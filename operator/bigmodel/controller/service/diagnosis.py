@@ -281,15 +281,22 @@ def _server_ended(record: Record, pod: ObservedPod) -> Trouble | None:
     if failure is not None:  # a model that does not load will not load the next time either
         if failure.reason == Reason.WARMUP_FAILED:
             return Trouble(Reason.WARMUP_FAILED, messages.warmup_failed(pod.name, failure.message), "Rejected")
+        if "Stub process" in failure.message:  # the kernel kills the python backend's child, not Triton
+            message = messages.model_process_died(pod.name, failure.message, _memory_limit(record))
+            return Trouble(Reason.MODEL_LOAD_FAILED, message, "Rejected")
         return Trouble(Reason.MODEL_LOAD_FAILED, messages.model_load_failed(pod.name, failure.message), "Rejected")
     if pod.server.restarts <= CRASHES_TOLERATED:
         return None
     if ended.reason == "OOMKilled":
-        limit = (record.data.inputs.resources.limits or {}).get("memory")
-        message = messages.out_of_memory(pod.name, "server", str(limit) if limit is not None else None)
+        message = messages.out_of_memory(pod.name, "server", _memory_limit(record))
         return Trouble(Reason.OUT_OF_MEMORY, message, "Rejected")
     message = messages.crash_loop(pod.name, "server", pod.server.restarts, ended.exit_code, ended.message)
     return Trouble(Reason.SERVER_CRASH_LOOP, message, "Rejected")
+
+
+def _memory_limit(record: Record) -> str | None:
+    limit = (record.data.inputs.resources.limits or {}).get("memory")
+    return None if limit is None else str(limit)
 
 
 def _verifier_ended(pod: ObservedPod) -> Trouble | None:

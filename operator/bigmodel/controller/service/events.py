@@ -73,7 +73,7 @@ def _revision(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | No
         return None
     if (before.get("stable") or {}).get("revision") == candidate["revision"]:
         return None
-    note = f"r{candidate['revision']} serves {candidate['digest'][:19]}; its pods start without traffic."
+    note = f"r{candidate['revision']} is made for {candidate['digest'][:19]}; its pods start without traffic."
     return Event("Normal", "RevisionCreated", note, f"r{candidate['revision']}-created")
 
 

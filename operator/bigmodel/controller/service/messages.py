@@ -263,6 +263,14 @@ def model_load_failed(pod: str, text: str) -> str:
     )
 
 
+def model_process_died(pod: str, text: str, limit: str | None) -> str:
+    bound = f"the limit is {limit}" if limit else "no limit is set, so look at the node's"
+    return cut(
+        f"The model's own process in pod {pod} died while it loaded: {quote(text)}. Mostly that is memory ({bound}): "
+        "raise spec.server.resources.limits.memory; else see kubectl logs -c server --previous."
+    )
+
+
 def warmup_failed(pod: str, text: str) -> str:
     return cut(
         f"The model in pod {pod} loaded but failed its warm-up request: {quote(text)}. Train again, or change "

@@ -176,6 +176,7 @@ LOAD_ERROR = (
     "E0301 model_lifecycle.cc:654] \"failed to load 'mlp' version 2: Internal: BadZipFile: File is not a zip file"
     '\\n\\nAt:\\n  /usr/lib/python3.11/zipfile.py(1385): _RealGetContents\\n"'
 )
+STUB_DIED = "failed to load 'mlp' version 2: Internal: Stub process 'mlp_0_0' is not healthy."
 FETCH = '{"ok":false,"reason":"%s","message":"mlp r2: %s"}'
 
 REJECTIONS = {
@@ -183,6 +184,12 @@ REJECTIONS = {
         Health(server=crashed(1, LOAD_ERROR), ready=False, stage=None),
         "ModelLoadFailed",
         "BadZipFile: File is not a zip file",
+        "r2 rejected: load",
+    ),
+    "the model's process killed for memory": (
+        Health(server=crashed(1, STUB_DIED), ready=False, stage=None),
+        "ModelLoadFailed",
+        "limits.memory",
         "r2 rejected: load",
     ),
     "golden answers differ": (PARITY_FAILS, "ParityFailed", "sample 7 differs", "r2 rejected: parity"),
@@ -451,6 +458,7 @@ def test_changing_back_in_the_middle_of_a_rollout_keeps_stable_and_starts_nothin
     world.run()
     assert world.selected == 1
     assert set(world.pods) == pods
+    assert world.names_of("Deployment") == ["mlp-r1"]
     assert world.condition("Promoted") == ("True", "Promoted")
     assert world.status["rollout"] == "-"
 
