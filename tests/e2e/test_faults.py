@@ -97,15 +97,13 @@ def test_a_deleted_pod_is_replaced_with_the_same_rank(namespace: Namespace) -> N
 def test_a_job_too_big_for_the_cluster_holds_no_node_and_says_what_it_lacks(namespace: Namespace) -> None:
     resources = {"limits": {"cpu": "100m", "memory": "256Mi", "nvidia.com/gpu": 3}}
     namespace.apply(a_job(nodes=3, resources=resources))
-    admitted = eventually(
-        "it is unschedulable",
-        lambda: next(
-            (c for c in [condition(namespace.get("bmj", "mlp"), "Admitted")] if c.get("reason") == "Unschedulable"),
-            None,
-        ),
-        60,
-    )
-    assert "nvidia.com/gpu" in admitted["message"]
+
+    def lacks_gpus() -> bool:
+        admitted = condition(namespace.get("bmj", "mlp"), "Admitted")
+        return admitted.get("reason") == "Unschedulable" and "nvidia.com/gpu" in admitted["message"]
+
+    # The scheduler tells the pods and the group one after the other; the message is whole once all were told.
+    eventually("it names what the nodes lack", lacks_gpus, 60)
     assert all(not p["spec"].get("nodeName") for p in namespace.items("pods")), "all or none"
 
 
