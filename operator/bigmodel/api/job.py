@@ -504,8 +504,18 @@ class JobIncident(Model):
     node: Annotated[Text | None, Field(description="Node of its pod.")] = None
     exit_code: Annotated[int | None, Field(description="Its exit code; 128 + N for signal N.")] = None
     message: Annotated[LongText, Field(description="What happened, with the end of the traceback.")]
+    log: Annotated[LongText | None, Field(description="Last lines the first failing rank wrote.")] = None
+    step: Annotated[int | None, Field(description="Furthest step made by then.")] = None
     resumed_from_step: Annotated[int | None, Field(description="Step training went on from.")] = None
     recovery_seconds: Annotated[int | None, Field(description="Seconds until the next step.")] = None
+
+
+class Reported(Model):
+    """Of the current attempt: what its launchers told, moved from productive to where it belongs."""
+
+    checkpoint_seconds: Annotated[int, Field(ge=0, description="Blocked by saves.")] = 0
+    lost_seconds: Annotated[int, Field(ge=0, description="Steps made again.")] = 0
+    recovering_seconds: Annotated[int, Field(ge=0, description="Healing in place.")] = 0
 
 
 class Goodput(Model):
@@ -518,6 +528,15 @@ class Goodput(Model):
     lost_seconds: Annotated[int, Field(ge=0, description="Steps made again after a failure.")] = 0
     recovering_seconds: Annotated[int, Field(ge=0, description="From a failure to the next step.")] = 0
     publishing_seconds: Annotated[int, Field(ge=0, description="Exporting and uploading the model.")] = 0
+    since: Annotated[datetime | None, Field(description="First start: with the sum of all, booked up to when.")] = None
+    reported: Annotated[Reported, Field(description="Of this attempt, as told by its launchers; booked above.")] = (
+        Reported()
+    )
+
+
+class AvoidedNode(Model):
+    name: Annotated[DnsName, Field(description="Name of the node.")]
+    until: Annotated[datetime, Field(description="When it is forgiven.")]
 
 
 class CheckpointStatus(Model):
@@ -583,8 +602,13 @@ class JobStatus(Model):
     incidents: Annotated[list[JobIncident], Field(max_length=10, description="The last ten failures.")] = Field(
         default_factory=list
     )
+    avoided_nodes: Annotated[
+        list[AvoidedNode], Field(max_length=8, description="Nodes that failed this job: tried last by new pods.")
+    ] = Field(default_factory=list)
     artifact: Annotated[ArtifactStatus | None, Field(description="What was published.")] = None
-    start_time: Annotated[datetime | None, Field(description="When the first gang was created.")] = None
+    start_time: Annotated[
+        datetime | None, Field(description="When the first gang was created, or the job was last resumed.")
+    ] = None
     running_time: Annotated[datetime | None, Field(description="When all pods first ran.")] = None
     first_step_time: Annotated[datetime | None, Field(description="When the first step was made.")] = None
     completion_time: Annotated[datetime | None, Field(description="When the job became Complete or Failed.")] = None

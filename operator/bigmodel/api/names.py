@@ -26,6 +26,7 @@ ANNOTATION_HASH = f"{GROUP}/applied-hash"
 PORT_PROGRESS = 8270
 PORT_VERDICT = 8271
 PORT_COORDINATOR = 8272
+PORT_MASTER = 29500  # MASTER_PORT of a `command` job, torch's own default; TensorFlow's workers listen on it too
 PORT_TRITON_HTTP = 8000
 PORT_TRITON_GRPC = 8001
 PORT_TRITON_METRICS = 8002
@@ -42,6 +43,7 @@ ENV_GENERATION = "BIGMODEL_GENERATION"  # set by the launcher for each rank; goe
 ENV_NOTICE = "BIGMODEL_NOTICE"  # path of a file (a `Notice`) that appears when this rank is asked to save, or to leave
 ENV_TERMINATION_LOG = "BIGMODEL_TERMINATION_LOG"  # where the last word goes; default below
 TERMINATION_LOG = "/dev/termination-log"
+SCRIPT_DIRECTORY = "/opt/bigmodel/script"  # where the files of spec.script.configMap are
 DATASETS_DIRECTORY = "/opt/bigmodel/datasets"  # real data baked into the trainer image, no pickles
 
 

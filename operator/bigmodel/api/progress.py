@@ -54,6 +54,15 @@ class ArtifactSummary(Model):
     )
 
 
+class CheckpointSummary(Model):
+    """A committed checkpoint, as rank 0 tells it."""
+
+    step: Step
+    uri: LongText
+    digest: Digest
+    saved_at: NonNegative  # seconds since the epoch, the clock of rank 0
+
+
 class RankReport(Model):
     """One rank's heartbeat and news. Sent at each step at most every 100 ms, and at each change of phase."""
 
@@ -65,6 +74,10 @@ class RankReport(Model):
     in_collective: bool = False
     metrics: Annotated[list[Metric], Field(max_length=8)] = Field(default_factory=list)
     artifact: ArtifactSummary | None = None
+    # Of rank 0. A checkpoint is told once, when it is committed or loaded; an error until a save succeeds.
+    checkpoint: CheckpointSummary | None = None
+    checkpoint_error: LongText | None = None
+    checkpoint_seconds: NonNegative = 0.0  # training was blocked by saves, in this generation
 
 
 class Notice(Model):
@@ -98,8 +111,18 @@ class Incident(Model):
     rank: int | None = None
     exit_code: int | None = None
     message: LongText
+    log: LongText | None = None  # the last lines that the first failing rank wrote
+    step: Step = 0  # the furthest that any rank had made
     resumed_from_step: Step | None = None
     recovery_seconds: NonNegative | None = None
+
+
+class Ledger(Model):
+    """Where an attempt lost time, in seconds, as only its launchers can know. Grows; travels to a new coordinator."""
+
+    checkpoint_seconds: NonNegative = 0.0  # blocked by saves
+    lost_seconds: NonNegative = 0.0  # steps that were made and had to be made again
+    recovering_seconds: NonNegative = 0.0  # from failures that were healed in place to the next step
 
 
 class Progress(Model):
@@ -116,6 +139,9 @@ class Progress(Model):
     incidents: Annotated[list[Incident], Field(max_length=10)] = Field(default_factory=list)
     updated_at: NonNegative  # seconds since the epoch, the launcher's clock
     first_step_at: NonNegative | None = None
+    checkpoint: CheckpointSummary | None = None  # the newest committed one
+    checkpoint_error: LongText | None = None  # why the last save failed, or what was found corrupt
+    ledger: Ledger = Ledger()
 
 
 class LastWord(Model):
@@ -133,4 +159,5 @@ class LastWord(Model):
     hang_restarts: int = 0
     error: ErrorReport | None = None
     artifact: ArtifactSummary | None = None
+    checkpoint: CheckpointSummary | None = None
     progress: Progress | None = None
