@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.api.conftest import CRDS
+from tests.api.controller import ControllerProcess
 from tests.api.kubectl import Kubectl
 from tests.cluster import api_server as control_plane
 from tests.cluster.build import cluster_programs
 
-ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 60.0  # for what takes a few seconds on a machine that does nothing else
-
-
-class Controller:
-    """One replica."""
-
-    def __init__(self, folder: Path, kubeconfig: Path, name: str, watch_namespaces: tuple[str, ...]) -> None:
-        self.health_port, self.metrics_port = control_plane.free_ports(2)
-        settings = {
-            "images": {"trainer": "trainer:test", "server": "server:test", "triton": "triton:test"},
-            "store": {"s3": {"bucket": "models", "endpoint": "http://s3.test", "secretName": "s3-login"}},
-            "watchNamespaces": list(watch_namespaces),
-            "healthPort": self.health_port,
-            "metricsPort": self.metrics_port,
-        }
-        path = folder / f"{name}.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        self._log = folder / f"{name}.log"
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "bigmodel.controller", "--settings", str(path), "--kubeconfig", str(kubeconfig)],
-                env={**os.environ, "PYTHONPATH": str(ROOT / "operator"), "POD_NAMESPACE": "default"},
-                stderr=log,
-            )
-
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
-
-    def said(self, text: str) -> bool:
-        return any(text in line["message"] for line in self.log())
-
-    def get(self, path: str) -> tuple[int, str]:
-        port = self.metrics_port if path == "/metrics" else self.health_port
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def metric(self, series: str) -> float:
-        """The sum over all series that begin so."""
-        lines = [line.rsplit(" ", 1) for line in self.get("/metrics")[1].splitlines()]
-        return sum(float(value) for name, value in lines if name.startswith(series))
-
-    def leads(self) -> bool:
-        return self.metric("bigmodel_leader") == 1
 
 
 class Plane:
@@ -81,18 +28,17 @@ class Plane:
         self._started = 0
 
     @contextmanager
-    def controllers(self, count: int, *watch_namespaces: str) -> Iterator[list[Controller]]:
+    def controllers(self, count: int, *watch_namespaces: str) -> Iterator[list[ControllerProcess]]:
         started = []
         try:
             for _ in range(count):
                 self._started += 1
                 name = f"controller-{self._started}"
-                started.append(Controller(self._folder, self.kubeconfig, name, watch_namespaces))
+                started.append(ControllerProcess(self._folder, self.kubeconfig, name, watch_namespaces))
             yield started
         finally:
             for one in started:
-                one.process.kill()
-                one.process.wait()
+                one.kill()
 
     def get(self, *what: str) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = json.loads(self.kubectl("get", *what, "-o", "json"))["items"]
@@ -127,13 +73,13 @@ def until(true: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def leader_of(controllers: list[Controller]) -> Controller:
+def leader_of(controllers: list[ControllerProcess]) -> ControllerProcess:
     until(lambda: any(one.leads() for one in controllers), "somebody leads")
     return next(one for one in controllers if one.leads())
 
 
 @pytest.fixture(scope="class")
-def one(plane: Plane) -> Iterator[Controller]:
+def one(plane: Plane) -> Iterator[ControllerProcess]:
     with plane.controllers(1) as (one,):
         yield one
 
@@ -141,7 +87,9 @@ def one(plane: Plane) -> Iterator[Controller]:
 class TestOneController:
     """Started once, in this order: before the CRDs, in the end after they were taken away."""
 
-    def test_started_before_the_crds_it_waits_for_them_and_then_works(self, plane: Plane, one: Controller) -> None:
+    def test_started_before_the_crds_it_waits_for_them_and_then_works(
+        self, plane: Plane, one: ControllerProcess
+    ) -> None:
         until(lambda: one.said("not installed: apply the chart's CRDs"), "the reason is logged")
         assert (one.get("/healthz"), one.get("/readyz")) == ((200, "ok"), (200, "ok"))
         plane.kubectl("apply", "--server-side", "-f", str(CRDS))
@@ -149,7 +97,9 @@ class TestOneController:
         plane.new_job("early")
         until(lambda: plane.pods_of("early") == 2, "two pods")
 
-    def test_the_users_object_carries_nothing_of_ours_but_its_status(self, plane: Plane, one: Controller) -> None:
+    def test_the_users_object_carries_nothing_of_ours_but_its_status(
+        self, plane: Plane, one: ControllerProcess
+    ) -> None:
         plane.new_job("untouched")
         until(lambda: plane.pods_of("untouched") == 2, "two pods")
         text = plane.kubectl("get", "bmj", "untouched", "-o", "json", "--show-managed-fields")
@@ -159,7 +109,7 @@ class TestOneController:
         assert writers == {("kubectl", ""), ("bigmodel-operator", "status")}
         assert one.metric('bigmodel_reconciles_total{kind="BigModelJob",outcome="error"}') == 0
 
-    def test_at_rest_nothing_is_written_but_the_lease(self, plane: Plane, one: Controller) -> None:
+    def test_at_rest_nothing_is_written_but_the_lease(self, plane: Plane, one: ControllerProcess) -> None:
         plane.new_job("resting")
         until(lambda: plane.pods_of("resting") == 2, "two pods")
 
@@ -184,7 +134,9 @@ class TestOneController:
 
         until(quiet, "nothing is written for 5 s")
 
-    def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(self, plane: Plane, one: Controller) -> None:
+    def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(
+        self, plane: Plane, one: ControllerProcess
+    ) -> None:
         plane.new_job("before")
         until(lambda: plane.pods_of("before") == 2, "works")
         plane.kubectl("delete", "crd", "bigmodeljobs.bigmodel.io", "--timeout=30s")

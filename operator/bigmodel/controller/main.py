@@ -5,6 +5,7 @@ A standby holds nothing in memory but its wish to lead: what a leader watches, i
 
 import argparse
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -14,8 +15,6 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
-
-from kubernetes.aio.client import Configuration
 
 from bigmodel.api.names import FIELD_MANAGER
 from bigmodel.controller import health, logs, metrics, trigger
@@ -81,7 +80,8 @@ async def run(settings: Settings, kubeconfig: Path | None = None) -> int:
             return 0
         metrics.LEADER.set(1)
         leading = asyncio.create_task(elector.hold())
-        acting = asyncio.create_task(act(client, configuration, settings, queue, state, identity))
+        watched = functools.partial(trigger.run, client, configuration, settings.watch_namespaces, queue.add)
+        acting = asyncio.create_task(act(client, settings, queue, state, identity, watched))
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({leading, acting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if leading.done():
@@ -105,13 +105,13 @@ async def run(settings: Settings, kubeconfig: Path | None = None) -> int:
 
 async def act(
     client: Client,
-    configuration: Configuration,
     settings: Settings,
     queue: WorkQueue,
     state: health.Health,
     identity: str,
+    watch: Callable[[], Coroutine[Any, Any, None]],
 ) -> None:
-    """What the leader does, until the queue is closed."""
+    """What the leader does, until the queue is closed. `watch` queues the objects of both kinds, until cancelled."""
     await trigger.installed(client)  # before anything is listed, so that all is known when the first event comes
     facts = ClusterFacts()
     await _until_it_answers(lambda: facts.refresh(client))
@@ -132,7 +132,7 @@ async def act(
             *(group.create_task(reflector.run()) for reflector in state.reflectors.values()),
         ]
         await jobs.synced()  # a service that follows a job must not be judged before the job is known
-        background.append(group.create_task(trigger.run(client, configuration, settings.watch_namespaces, queue.add)))
+        background.append(group.create_task(watch()))
         await engine.run()
         for task in background:
             task.cancel()
