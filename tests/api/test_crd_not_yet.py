@@ -20,9 +20,6 @@ BASE: dict[str, dict[str, Any]] = {
 # Values for fields whose schema does not say one.
 SAMPLES: dict[str, Any] = {
     "spec.recipe.data.uri": "s3://data/train",
-    "spec.script": {"path": "/code", "entrypoint": "train.py"},
-    "spec.command": ["python", "train.py"],
-    "spec.scheduling.topologyKey": "topology.kubernetes.io/zone",
     "spec.output.optimize": [{"name": "int8", "quantize": {"method": "dynamic-int8"}}],
     "spec.model.fromJobs": {"selector": {"matchLabels": {"model": "mlp"}}},
     "spec.model.variant": "int8",

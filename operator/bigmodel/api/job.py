@@ -11,6 +11,7 @@ from bigmodel.api.model import (
     Digest,
     DnsName,
     ImageReference,
+    LabelKey,
     LongText,
     Metric,
     MetricName,
@@ -185,7 +186,7 @@ class Scheduling(Model):
         PositiveSeconds, Field(description="Seconds from all pods bound to the first step; never runs while queued.")
     ] = 900
     topology_key: Annotated[
-        Text | None,
+        LabelKey | None,
         Field(
             description="Node label within whose one value all pods must be, for example "
             "topology.kubernetes.io/zone. Default: anywhere."
@@ -363,7 +364,8 @@ class JobSpec(Model):
         ),
     ] = Field(default_factory=list)
     working_dir: Annotated[
-        AbsolutePath | None, Field(description="Directory the program starts in. Default: the image's.")
+        AbsolutePath | None,
+        Field(description="Directory the program starts in. Default: a script's own, else the image's."),
     ] = None
     nodes: Annotated[
         int, Field(ge=1, le=1000, description="Pods of the gang. To stop a job, suspend or delete it.")
@@ -550,7 +552,7 @@ class Resolved(Model):
     """Chosen at the first start and pinned: a chart upgrade changes no running job."""
 
     image: Annotated[ImageReference, Field(description="The image in use.")]
-    store: Annotated[Store, Field(description="The store in use.")]
+    store: Annotated[Store | None, Field(description="The store in use.")] = None
     spec_hash: Annotated[Text, Field(description="Hash of the spec the gang was built from.")]
 
 

@@ -33,6 +33,9 @@ ResourceName = Annotated[str, StringConstraints(min_length=1, max_length=50, pat
 LabelValue = Annotated[str, StringConstraints(max_length=63, pattern=r"^(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?$")]
 # Key of a label, an annotation or a resource, for example nvidia.com/gpu. A CRD cannot bound keys, pydantic can.
 ResourceKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
+LabelKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=317, pattern=r"^([-a-z0-9.]+/)?[A-Za-z0-9][-A-Za-z0-9_.]*$")
+]
 EnvName = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 DataKey = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 AbsolutePath = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^/([^:/]+(/[^:/]+)*)?$")]

@@ -41,19 +41,15 @@ def _yaml(value: object) -> str:
 
 TABLE: tuple[NotYet, ...] = (
     # BigModelJob
-    _only("spec.framework", "pytorch"),
     _only("spec.recipe.name", "mlp"),
     _only("spec.recipe.data.uri", "dataset://diabetes"),
     _only("spec.recipe.loss", "mse", "mae", "huber"),
     _only("spec.recipe.precision", "fp32"),
     _only("spec.recipe.activationCheckpointing", False),
     _only("spec.recipe.compile", False),
-    _without("spec.script", "use spec.recipe"),
-    _without("spec.command", "use spec.recipe"),
     _only("spec.parallelism.shard", 1),
     _only("spec.parallelism.tensor", 1),
     _only("spec.parallelism.pipeline", 1),
-    _without("spec.scheduling.topologyKey", "use spec.nodeSelector"),
     _without("spec.checkpoint.everySeconds"),
     _without("spec.checkpoint.everySteps"),
     _without("spec.checkpoint.auto"),

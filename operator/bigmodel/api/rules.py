@@ -37,7 +37,7 @@ USERS_OWN_ENVIRONMENT = ("BIGMODEL_PRELOAD",)  # the one switch of ours that is 
 # Mounted by the operator, or needed by every process.
 RESERVED_MOUNT_PATHS = (
     *("/", "/dev", "/dev/shm", "/etc", "/proc", "/sys", "/tmp", "/usr"),  # noqa: S108
-    *("/opt/bigmodel", "/opt/bigmodel/datasets", "/opt/venv", "/store"),
+    *("/opt/bigmodel", "/opt/bigmodel/datasets", "/opt/bigmodel/script", "/opt/venv", "/store"),
 )
 RESERVED_VOLUME_PREFIX = "bigmodel"
 RESERVED_LABEL_DOMAINS = ("bigmodel.io", "app.kubernetes.io", "kueue.x-k8s.io")
@@ -286,6 +286,12 @@ OF_MODEL: dict[type[Model], tuple[Rule, ...]] = {
     ),
     job.JobSpec: (
         _exactly_one("recipe", "script", "command", way_out="the smallest is recipe: {name: mlp}"),
+        Rule(
+            "!has(self.recipe) || !has(self.framework) || self.framework == 'pytorch'",
+            "recipes train with pytorch; remove it, or use script or command",
+            field=".framework",
+            reason="FieldValueForbidden",
+        ),
         *(
             Rule(
                 f"!has(self.{field}) || has(self.script) || has(self.command)",

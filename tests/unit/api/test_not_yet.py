@@ -35,9 +35,9 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "all of it is said at once": (
-        {"command": ["python"], "parallelism": {"shard": 2}},
+        {"recipe": {"name": "mlp", "compile": True}, "parallelism": {"shard": 2}},
         [
-            "spec.command is not served by this version: use spec.recipe",
+            "spec.recipe.compile: true is not served by this version: use false",
             "spec.parallelism.shard: 2 is not served by this version: use 1",
         ],
     ),

@@ -23,18 +23,19 @@ def problem(job: ObservedJob, settings: Settings) -> Problem | None:
     """What is wrong with the spec, with field, value, rule and way out; None: nothing."""
     if job.spec is None:
         return Problem(Reason.INVALID_SPEC, messages.invalid_spec(job.problems))
-    found = [text for text in (_work(job.spec), _parallelism(job.spec)) if text]
+    found = [text for text in (_work(job.spec), _framework(job.spec), _parallelism(job.spec)) if text]
     if found:
         return Problem(Reason.INVALID_SPEC, messages.invalid_spec(found))
     if later := refused(job.raw_spec):
         return Problem(Reason.NOT_SERVED, messages.invalid_spec(later))
-    if chosen_store(job.spec, settings) is None:
+    if job.spec.command is None and chosen_store(job.spec, settings) is None:
         return Problem(Reason.STORE_NOT_SET, messages.store_not_set())
     return None
 
 
 def chosen_store(spec: JobSpec, settings: Settings) -> Store | None:
-    return spec.store or settings.store
+    """None: there is none, or it is not wanted: a command publishes nothing, it gets a store where it names one."""
+    return spec.store or (settings.store if spec.command is None else None)
 
 
 def processes_per_node(spec: JobSpec) -> int | None:
@@ -55,6 +56,12 @@ def _work(spec: JobSpec) -> str | None:
         "is "
         "recipe: {name: mlp}"
     )
+
+
+def _framework(spec: JobSpec) -> str | None:
+    if spec.recipe is None or spec.framework == "pytorch":
+        return None
+    return f"spec.framework: {spec.framework}: recipes train with pytorch; remove it, or use script or command"
 
 
 def _parallelism(spec: JobSpec) -> str | None:

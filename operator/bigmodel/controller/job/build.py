@@ -3,10 +3,11 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bigmodel.api import names
-from bigmodel.api.job import Resolved
+from bigmodel.api.job import JobSpec, Resolved
 from bigmodel.api.run import Budgets, RestartCounts, TrainingRun
 from bigmodel.controller.decision import (
     BIG_MODEL_JOB,
@@ -29,14 +30,26 @@ LOST_NODE_SECONDS = 10  # tolerated before the pods of a node that is not Ready 
 NOT_HASHED = ("nodes", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished", "failurePolicy", "managedBy")
 
 
+SCRIPT_VOLUME = "bigmodel-script"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How the pods of an attempt get their nodes."""
+
+    grouped: bool  # a PodGroup places them at once
+    together_by: str | None = None  # label key of nodes, within whose one value the pods themselves ask to be
+    avoided: tuple[str, ...] = ()  # nodes to take last
+
+
 def resolved(job: ObservedJob, settings: Settings) -> Resolved:
     """What the first start pins."""
     assert job.spec is not None
-    store = chosen_store(job.spec, settings)
-    assert store is not None
     hashed = {name: value for name, value in job.spec.wire().items() if name not in NOT_HASHED}
     digest = hashlib.sha256(_json(hashed).encode()).hexdigest()[:16]
-    return Resolved(image=job.spec.image or settings.images.trainer, store=store, spec_hash=digest)
+    return Resolved(
+        image=job.spec.image or settings.images.trainer, store=chosen_store(job.spec, settings), spec_hash=digest
+    )
 
 
 def headless_service(job: ObservedJob, attempt: int) -> Manifest:
@@ -49,10 +62,7 @@ def headless_service(job: ObservedJob, attempt: int) -> Manifest:
             "publishNotReadyAddresses": True,
             # A lost pod that still terminates would stay in DNS: it is relabelled before its successor is made.
             "selector": _selector(job, attempt),
-            "ports": [
-                {"name": "coordinator", "port": names.PORT_COORDINATOR, "protocol": "TCP"},
-                {"name": "progress", "port": names.PORT_PROGRESS, "protocol": "TCP"},
-            ],
+            "ports": [{"name": name, "port": port, "protocol": "TCP"} for name, port in sorted(_ports(job).items())],
         },
     }
 
@@ -80,12 +90,16 @@ def network_policy(job: ObservedJob) -> Manifest:
 
 
 def pod_group(job: ObservedJob, attempt: int, size: int) -> Manifest:
-    """All pods of the attempt get their nodes at once, or none does; preempted together too."""
+    """All pods of the attempt get their nodes at once, or none does; preempted together too.
+
+    An API server whose gate TopologyAwareWorkloadScheduling is off drops the constraint without a word.
+    """
     assert job.spec is not None
     spec = {
         "schedulingPolicy": {"gang": {"minCount": size}},
         "disruptionMode": {"all": {}},
         "priorityClassName": job.spec.priority_class_name,
+        "schedulingConstraints": {"topology": [{"key": key}]} if (key := job.spec.scheduling.topology_key) else None,
     }
     return {
         **_kind(POD_GROUP),
@@ -105,12 +119,12 @@ def pod_labels(job: ObservedJob, attempt: int, index: int) -> dict[str, str]:
 
 
 def node_pod(
-    job: ObservedJob, settings: Settings, attempt: int, size: int, index: int, replacement: int, grouped: bool
+    job: ObservedJob, settings: Settings, attempt: int, size: int, index: int, replacement: int, placement: Placement
 ) -> Manifest:
     """The pod of one node. `attempt` counts from 1, `index` from 0; ranks inside it are the launcher's business."""
     assert job.spec is not None
     assert job.status.resolved is not None
-    spec, own_image = job.spec, job.spec.image is None
+    spec = job.spec
     user = spec.pod_metadata
     annotations = {**((user.annotations if user else None) or {}), "kubectl.kubernetes.io/default-container": CONTAINER}
     metadata = _child(job, names.node_pod(job.name, job.uid, attempt, index, replacement))
@@ -127,7 +141,7 @@ def node_pod(
         "serviceAccountName": spec.service_account_name,
         "priorityClassName": spec.priority_class_name,
         "schedulerName": spec.scheduler_name,
-        "schedulingGroup": {"podGroupName": names.pod_group(job.name, job.uid, attempt)} if grouped else None,
+        "schedulingGroup": {"podGroupName": names.pod_group(job.name, job.uid, attempt)} if placement.grouped else None,
         "terminationGracePeriodSeconds": spec.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
@@ -151,6 +165,7 @@ def node_pod(
                 for taint in ("not-ready", "unreachable")
             ),
         ],
+        "affinity": _affinity(job, attempt, placement),
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -159,18 +174,21 @@ def node_pod(
                 "labelSelector": {"matchLabels": {names.LABEL_JOB_UID: job.uid, names.LABEL_ATTEMPT: str(attempt)}},
             }
         ],
-        "containers": [_trainer(job, settings, attempt, size, index, replacement, own_image)],
+        "containers": [
+            _command(job, settings, size, index)
+            if spec.command is not None
+            else _launcher(job, settings, attempt, size, index, replacement)
+        ],
         "volumes": _volumes(job),
     }
     return {**_kind(POD), "metadata": metadata, "spec": _given(pod_spec)}
 
 
-def _trainer(
-    job: ObservedJob, settings: Settings, attempt: int, size: int, index: int, replacement: int, own_image: bool
+def _launcher(
+    job: ObservedJob, settings: Settings, attempt: int, size: int, index: int, replacement: int
 ) -> dict[str, Any]:
+    """The container of a recipe or script: our launcher starts the ranks and tells how far they are."""
     assert job.spec is not None
-    assert job.status.resolved is not None
-    spec, store = job.spec, job.status.resolved.store
     ours: list[dict[str, Any]] = [
         {"name": "HOME", "value": "/tmp"},  # noqa: S108
         {"name": names.ENV_TRAINING_RUN, "value": _json(training_run(job, attempt, size).wire())},
@@ -179,36 +197,93 @@ def _trainer(
         {"name": names.ENV_POD_IP, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": names.ENV_NODE, "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
     ]
-    if spec.recipe is not None:  # own programs decide by themselves
+    if job.spec.recipe is not None:  # own programs decide by themselves
         ours.append({"name": "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "value": "1"})
-    environment = [source.wire() for source in spec.env_from]
-    if store.s3 is not None and store.s3.secret_name is not None:
-        environment.append({"secretRef": {"name": store.s3.secret_name}})
-    mounts: list[dict[str, Any]] = [
-        *(mount.wire() for mount in spec.volume_mounts),
-        {"name": "bigmodel-tmp", "mountPath": "/tmp"},  # noqa: S108
-        {"name": "bigmodel-shm", "mountPath": "/dev/shm"},  # noqa: S108
-    ]
-    if store.persistent_volume_claim is not None:
-        mounts.append({"name": "bigmodel-store", "mountPath": STORE_DIRECTORY})
     container = {
-        "name": CONTAINER,
-        "image": job.status.resolved.image,
-        "imagePullPolicy": spec.image_pull_policy or (settings.image_pull_policy if own_image else None),
+        **_container(job, settings, ours),
         "command": ["bigmodel-launcher"],
-        "env": _merged([variable.wire() for variable in spec.env], ours),
-        "envFrom": environment,
-        "ports": [
-            {"name": "progress", "containerPort": names.PORT_PROGRESS, "protocol": "TCP"},
-            {"name": "coordinator", "containerPort": names.PORT_COORDINATOR, "protocol": "TCP"},
-        ],
-        "resources": spec.resources.wire() if spec.resources is not None else None,
+        "workingDir": job.spec.working_dir or _script_directory(job.spec),
         "readinessProbe": {
             "httpGet": {"path": "/healthz", "port": "progress"},
             "periodSeconds": 2,
             "timeoutSeconds": 2,
             "failureThreshold": 5,
         },
+    }
+    return _given(container)
+
+
+def _command(job: ObservedJob, settings: Settings, size: int, index: int) -> dict[str, Any]:
+    """The container of a command: the user's program as it is, in any image. Nothing of ours is needed in it."""
+    assert job.spec is not None
+    variables = {"HOME": "/tmp", **gang_environment(job, size, index)}  # noqa: S108
+    container = {
+        **_container(job, settings, [{"name": name, "value": value} for name, value in variables.items()]),
+        "command": job.spec.command,
+        "args": job.spec.args,
+        "workingDir": job.spec.working_dir,
+    }
+    return _given(container)
+
+
+def gang_environment(job: ObservedJob, size: int, index: int) -> dict[str, str]:
+    """What the processes of a command find each other by.
+
+    For PyTorch both sets: PET_* are torchrun's own flags, so that a plain `torchrun train.py` forms one gang; MASTER_*,
+    RANK and WORLD_SIZE are for programs without torchrun. RANK is that of the pod's first process and WORLD_SIZE counts
+    all processes; a torchrun sets both anew for each of its own. A job of one process gets neither: some programs take
+    RANK's presence for "distributed".
+    """
+    spec = job.spec
+    assert spec is not None
+    hosts = [f"{names.pod_host_name(job.name, i)}.{names.job_service(job.name, job.uid)}" for i in range(size)]
+    if spec.framework == "tensorflow":
+        if size == 1:
+            return {}
+        cluster = {"worker": [f"{host}:{names.PORT_MASTER}" for host in hosts]}
+        return {"TF_CONFIG": _json({"cluster": cluster, "task": {"type": "worker", "index": index}})}
+    processes = processes_per_node(spec)
+    each = processes or 1
+    ranks = {"RANK": str(index * each), "WORLD_SIZE": str(size * each)} if size * each > 1 else {}
+    return {
+        "MASTER_ADDR": hosts[0],
+        "MASTER_PORT": str(names.PORT_MASTER),
+        "NODE_RANK": str(index),
+        **ranks,
+        "PET_NNODES": str(size),
+        "PET_NODE_RANK": str(index),
+        "PET_NPROC_PER_NODE": str(processes or "auto"),
+        "PET_MASTER_ADDR": hosts[0],
+        "PET_MASTER_PORT": str(names.PORT_MASTER),
+        "PET_MAX_RESTARTS": "0",  # a new attempt is ours to make: torchrun's own restarts leave the other pods behind
+    }
+
+
+def _container(job: ObservedJob, settings: Settings, ours: list[dict[str, Any]]) -> dict[str, Any]:
+    """What containers of all kinds of jobs have."""
+    assert job.spec is not None
+    assert job.status.resolved is not None
+    spec, own_image, store = job.spec, job.spec.image is None, job.status.resolved.store
+    environment = [source.wire() for source in spec.env_from]
+    if store is not None and store.s3 is not None and store.s3.secret_name is not None:
+        environment.append({"secretRef": {"name": store.s3.secret_name}})
+    mounts: list[dict[str, Any]] = [
+        *(mount.wire() for mount in spec.volume_mounts),
+        {"name": "bigmodel-tmp", "mountPath": "/tmp"},  # noqa: S108
+        {"name": "bigmodel-shm", "mountPath": "/dev/shm"},  # noqa: S108
+    ]
+    if store is not None and store.persistent_volume_claim is not None:
+        mounts.append({"name": "bigmodel-store", "mountPath": STORE_DIRECTORY})
+    if spec.script is not None and spec.script.config_map is not None:
+        mounts.append({"name": SCRIPT_VOLUME, "mountPath": names.SCRIPT_DIRECTORY, "readOnly": True})
+    return {
+        "name": CONTAINER,
+        "image": job.status.resolved.image,
+        "imagePullPolicy": spec.image_pull_policy or (settings.image_pull_policy if own_image else None),
+        "env": _merged([variable.wire() for variable in spec.env], ours),
+        "envFrom": environment,
+        "ports": [{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in _ports(job).items()],
+        "resources": spec.resources.wire() if spec.resources is not None else None,
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": own_image,  # others may write where they like
@@ -217,7 +292,36 @@ def _trainer(
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
-    return _given(container)
+
+
+def _ports(job: ObservedJob) -> dict[str, int]:
+    assert job.spec is not None
+    if job.spec.command is not None:
+        return {"master": names.PORT_MASTER}
+    return {"progress": names.PORT_PROGRESS, "coordinator": names.PORT_COORDINATOR}
+
+
+def _script_directory(spec: JobSpec) -> str | None:
+    """Where the script's files are; None: there is no script."""
+    if spec.script is None:
+        return None
+    return spec.script.path or names.SCRIPT_DIRECTORY
+
+
+def _affinity(job: ObservedJob, attempt: int, placement: Placement) -> dict[str, Any]:
+    """Soft against nodes that failed this job, hard for a common place where no PodGroup sees to it."""
+    affinity: dict[str, Any] = {}
+    if placement.avoided:
+        others = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in placement.avoided]
+        avoided = {"weight": 100, "preference": {"matchFields": others}}
+        affinity["nodeAffinity"] = {"preferredDuringSchedulingIgnoredDuringExecution": [avoided]}
+    if placement.together_by is not None:
+        together = {
+            "topologyKey": placement.together_by,
+            "labelSelector": {"matchLabels": _selector(job, attempt)},  # a replaced pod holds its successor nowhere
+        }
+        affinity["podAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": [together]}
+    return affinity
 
 
 def training_run(job: ObservedJob, attempt: int, size: int) -> TrainingRun:
@@ -225,6 +329,7 @@ def training_run(job: ObservedJob, attempt: int, size: int) -> TrainingRun:
     spec, status = job.spec, job.status
     assert spec is not None
     assert status.resolved is not None
+    assert status.resolved.store is not None
     policy = spec.failure_policy
     return TrainingRun(
         namespace=job.namespace,
@@ -263,8 +368,11 @@ def _volumes(job: ObservedJob) -> list[dict[str, Any]]:
         {"name": "bigmodel-tmp", "emptyDir": {}},
         {"name": "bigmodel-shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.shared_memory}},
     ]
-    if (claim := job.status.resolved.store.persistent_volume_claim) is not None:
+    store, script = job.status.resolved.store, job.spec.script
+    if store is not None and (claim := store.persistent_volume_claim) is not None:
         volumes.append({"name": "bigmodel-store", "persistentVolumeClaim": {"claimName": claim.claim_name}})
+    if script is not None and script.config_map is not None:
+        volumes.append({"name": SCRIPT_VOLUME, "configMap": {"name": script.config_map}})
     return volumes
 
 

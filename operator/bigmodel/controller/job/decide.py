@@ -30,7 +30,7 @@ from bigmodel.controller.decision import (
     Manifest,
     Relabel,
 )
-from bigmodel.controller.job import build, failure, incidents, messages, status
+from bigmodel.controller.job import avoidance, build, failure, incidents, messages, status
 from bigmodel.controller.job.accept import problem
 from bigmodel.controller.job.events import events_between
 from bigmodel.controller.job.failure import Cause, Failure, Loss
@@ -106,13 +106,19 @@ def _first_start(job: ObservedJob, settings: Settings, now: datetime) -> Decisio
 
 def _completed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
     """Index 0 goes last and with exit code 0 only when all ranks of all pods were done."""
+    if not gang.launched:
+        return _command_completed(job, gang, now)
     first = gang.current.get(0)
     if first is None or not first.succeeded:
         return None
     lost = {loss.index for loss in failure.losses(gang, now)}
     if any(not pod.terminal and pod.index not in lost for pod in gang.pods):
         return None
+    assert job.spec is not None
     assert job.status.resolved is not None
+    assert job.status.resolved.store is not None
+    if job.spec.script is not None and (first.last_word is None or first.last_word.artifact is None):
+        return _told(job, status.of_complete(job, job.status, None, now), Decision(again=True))
     try:
         if first.last_word is None:
             raise BadReport("index 0 left no last word")
@@ -121,6 +127,12 @@ def _completed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
     except BadReport as error:
         return _failed(job, Failure(Reason.ARTIFACT_MISSING, messages.artifact_missing(str(error))), now)
     return _told(job, status.of_complete(job, job.status, artifact, now), Decision(again=True))
+
+
+def _command_completed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    if not gang.complete or not all(pod.succeeded for pod in gang.pods):
+        return None
+    return _told(job, status.of_complete(job, job.status, None, now), Decision(again=True))
 
 
 def _ended_by_its_launchers(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
@@ -157,7 +169,8 @@ def _after_the_end(job: ObservedJob, now: datetime) -> Decision:
 
 
 def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
-    """One lost pod is replaced; more, or one that others no longer wait for, cost the attempt.
+    """One lost pod is replaced; more, or one that others no longer wait for, cost the attempt. So does any of a gang
+    without launchers: nobody there would heal what is left.
 
     Others that are on their way out count too: a gang that is preempted or drained leaves pod by pod.
     """
@@ -166,18 +179,23 @@ def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
         return None
     assert job.spec is not None
     policy, before = job.spec.failure_policy, job.status
-    worst = failure.worst(lost)
+    if gang.launched:
+        worst = failure.worst(lost)
+    else:
+        worst = failure.first(lost, gang)
+        before = before.model_copy(update={"incidents": incidents.proven(before.incidents, gang, now)})
     if (why := failure.spent(worst, before.restarts, before.incidents, policy)) is not None:
         return _failed(job, why, now)
     counted = before.model_copy(
         update={
             "restarts": failure.paid(worst, before.restarts, policy),
             "incidents": incidents.added(before.incidents, incidents.of_loss(worst, gang.attempt, now)),
+            "avoided_nodes": avoidance.after_losses(before.avoided_nodes, lost, before.incidents, now),
         }
     )
     indexes = {loss.index for loss in lost}
     indexes |= {pod.index for pod in gang.pods if pod.deleted_until is not None and not pod.terminal}
-    if len(indexes) > 1 or any(pod.succeeded for pod in gang.pods):
+    if not gang.launched or len(indexes) > 1 or any(pod.succeeded for pod in gang.pods):
         return _counted(job, _next_attempt(job, counted), now)
     return _counted(job, _with_replacement(counted, gang, worst), now)
 
@@ -271,7 +289,7 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
         if (child := known.get(wanted["metadata"]["name"])) is not None and not _is_as(child, wanted)
     ]
     if not waits:
-        create += _missing_gang(job, gang, settings)
+        create += _missing_gang(job, gang, settings, now)
     acts = Decision(
         # Without its hash a child is applied again, also where it was not we who changed it.
         relabel=(
@@ -304,8 +322,9 @@ def _holds(live: Any, wanted: Any) -> bool:
     return bool(live == wanted)
 
 
-def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings) -> list[Manifest]:
-    """The PodGroup, then the pods that are still to be made."""
+def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) -> list[Manifest]:
+    """The PodGroup, then the pods that are still to be made: where they must be together, once it is known whether the
+    group has kept its constraint."""
     assert job.spec is not None
     fresh = not gang.has_started and not gang.current
     wanted = job.spec.scheduling.gang != "none"
@@ -313,8 +332,16 @@ def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings) -> list[Mani
         return []  # told by Admitted
     grouped = gang.group is not None or any(pod.group for pod in gang.pods)
     grouped = grouped or (fresh and wanted and job.pod_group_served)
+    key = job.spec.scheduling.topology_key
+    if grouped and gang.group is None and key is not None:
+        return [build.pod_group(job, gang.attempt, gang.size)]
+    placement = build.Placement(
+        grouped=grouped,
+        together_by=None if gang.group is not None and gang.group.topology_key == key else key,
+        avoided=tuple(node.name for node in avoidance.still_avoided(job.status.avoided_nodes, now)),
+    )
     pods = [
-        build.node_pod(job, settings, gang.attempt, gang.size, index, gang.replacements.get(index, 0), grouped)
+        build.node_pod(job, settings, gang.attempt, gang.size, index, gang.replacements.get(index, 0), placement)
         for index in gang.missing
     ]
     if grouped and gang.group is None:

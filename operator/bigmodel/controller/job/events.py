@@ -118,7 +118,8 @@ def _ended(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
         if condition is None or condition.status != "True" or is_true(before.conditions, kind):
             continue
         note = condition.message if reason is not Reason.FAILED else f"{condition.reason}: {condition.message}"
-        told.append(Event("Normal" if type_ == "Normal" else "Warning", reason, note, f"{reason}".lower()))
+        doubtful = condition.reason == Reason.NO_STEP_REPORTED
+        told.append(Event("Normal" if type_ == "Normal" and not doubtful else "Warning", reason, note, reason.lower()))
     return tuple(told)
 
 

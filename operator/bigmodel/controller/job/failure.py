@@ -6,7 +6,7 @@ says so in its last word when the budget is gone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from bigmodel.api.job import FailurePolicy, JobIncident, Restarts
@@ -29,6 +29,12 @@ GANG_ENDED = {
 LEFT = ("Terminated", "Fenced", "NotReaped")
 
 CRASHES_IN_A_ROW = 3
+# A command tells no steps: a gang that ran for so long counts as one that made some.
+PROVEN_SECONDS = 60
+SIGNALS = 128  # exit codes above are 128 + the signal
+LOG_LINES = 20
+LOG_CHARACTERS = 2048
+_UNSEEN = datetime.min.replace(tzinfo=UTC)
 # Pauses before a successor: none for the first few losses of ten minutes, then doubling.
 RECENT = timedelta(minutes=10)
 FREE_LOSSES = 3
@@ -70,6 +76,8 @@ class Loss:
     message: str
     node: str | None = None
     exit_code: int | None = None
+    at: datetime | None = None  # when its end began; None: nobody saw it
+    log: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ _DISRUPTIONS = {
 
 def losses(gang: Gang, now: datetime) -> tuple[Loss, ...]:
     """Every index of the current attempt whose pod is lost, in order."""
-    lost = [loss for pod in gang.pods if (loss := _loss(pod, now)) is not None]
+    lost = [loss for pod in gang.pods if (loss := _loss(pod, gang.memory_limit, now)) is not None]
     gone = [
         Loss(index, Cause.VANISHED, Fault.INFRASTRUCTURE, messages.pod_lost([f"of index {index}"], "is gone"))
         for index in gang.vanished
@@ -99,11 +107,11 @@ def losses(gang: Gang, now: datetime) -> tuple[Loss, ...]:
     return tuple(sorted([*lost, *gone], key=lambda loss: loss.index))
 
 
-def _loss(pod: ObservedPod, now: datetime) -> Loss | None:
+def _loss(pod: ObservedPod, memory_limit: str | None, now: datetime) -> Loss | None:
     if pod.succeeded:
         return None
-    if pod.phase == "Failed":
-        return _failed(pod)
+    if pod.terminal:
+        return _failed(pod, memory_limit)
     if pod.unreachable:
         return _infrastructure(pod, Cause.NODE_LOST, "is on a node that is not Ready")
     if pod.deleted_until is not None and now >= pod.deleted_until:
@@ -111,7 +119,7 @@ def _loss(pod: ObservedPod, now: datetime) -> Loss | None:
     return None  # one that is being deleted still saves its checkpoint
 
 
-def _failed(pod: ObservedPod) -> Loss:
+def _failed(pod: ObservedPod, memory_limit: str | None) -> Loss:
     """The cause, in the order of trust: our own word, the kubelet's, the control plane's, the exit code."""
     word = pod.last_word
     if word is not None:
@@ -122,8 +130,8 @@ def _failed(pod: ObservedPod) -> Loss:
         cause, how = _disruption(pod)
         return _infrastructure(pod, cause, how)
     if pod.ended is not None and pod.ended.reason == "OOMKilled":
-        return _program(pod, Cause.OUT_OF_MEMORY, messages.out_of_memory(pod.name, pod.node))
-    if pod.disrupted is not None or pod.deleted_until is not None:
+        return _program(pod, Cause.OUT_OF_MEMORY, messages.out_of_memory(pod.name, pod.node, memory_limit))
+    if pod.told_to_stop_at is not None:
         cause, how = _disruption(pod)
         return _infrastructure(pod, cause, how)
     if pod.ended is None:  # the kubelet never ran it, or threw it out: OutOfcpu, Evicted, UnexpectedAdmissionError
@@ -147,11 +155,19 @@ def _disruption(pod: ObservedPod) -> tuple[Cause, str]:
 def _infrastructure(pod: ObservedPod, cause: Cause, how: str) -> Loss:
     where = f" on node {pod.node}" if pod.node else ""
     message = messages.pod_lost([f"{pod.name}{where}"], how)
-    return Loss(pod.index, cause, Fault.INFRASTRUCTURE, message, pod.node, _exit_code(pod))
+    return Loss(pod.index, cause, Fault.INFRASTRUCTURE, message, pod.node, _exit_code(pod), pod.told_to_stop_at)
 
 
 def _program(pod: ObservedPod, cause: Cause, message: str) -> Loss:
-    return Loss(pod.index, cause, Fault.PROGRAM, message, pod.node, _exit_code(pod))
+    at = pod.ended.at if pod.ended is not None else None
+    return Loss(pod.index, cause, Fault.PROGRAM, message, pod.node, _exit_code(pod), at, _log(pod))
+
+
+def _log(pod: ObservedPod) -> str | None:
+    """The end of its log, which the kubelet keeps where a program leaves no message of its own."""
+    if pod.last_word is not None or pod.ended is None:
+        return None
+    return messages.last_lines("\n".join(pod.ended.message.strip().splitlines()[-LOG_LINES:]), LOG_CHARACTERS) or None
 
 
 def _exit_code(pod: ObservedPod) -> int | None:
@@ -181,6 +197,25 @@ def gang_ended(gang: Gang) -> Failure | None:
 def worst(lost: Sequence[Loss]) -> Loss:
     """What a loss of several is paid by: a fault of the program explains the others, which only died of it."""
     return min(lost, key=lambda loss: (loss.fault is not Fault.PROGRAM, loss.index))
+
+
+def first(lost: Sequence[Loss], gang: Gang) -> Loss:
+    """What a loss of a gang without launchers is paid by: the first end, for the others die of it.
+
+    A pod that was told to stop began to end then, also while it still has its grace. Times are whole seconds: of two
+    in one, a signal explains an exit code.
+    """
+    leaving = [
+        _infrastructure(pod, *_disruption(pod))
+        for pod in gang.pods
+        if pod.told_to_stop_at is not None and not pod.terminal
+    ]
+
+    def when(loss: Loss) -> tuple[datetime, bool, bool, int]:
+        by_itself = loss.fault is Fault.PROGRAM
+        return loss.at or _UNSEEN, by_itself, (loss.exit_code or 0) <= SIGNALS, loss.index
+
+    return min([*lost, *leaving], key=when)
 
 
 def spent(loss: Loss, restarts: Restarts, incidents: Sequence[JobIncident], policy: FailurePolicy) -> Failure | None:

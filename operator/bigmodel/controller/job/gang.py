@@ -25,6 +25,8 @@ class Gang:
     created: int  # status.podsCreated
     reported: Progress | None  # of this attempt: pulled from index 0, or its last word's
     pulled: Pulled | None  # from the pod that is index 0 now
+    launched: bool  # its pods have launchers, which heal ranks and tell how far they are; a command's have none
+    memory_limit: str | None  # of each pod
 
     @property
     def pods(self) -> tuple[ObservedPod, ...]:
@@ -56,6 +58,13 @@ class Gang:
     @property
     def all_run(self) -> bool:
         return self.complete and all((pod.running and pod.deleted_until is None) or pod.succeeded for pod in self.pods)
+
+    @property
+    def all_run_since(self) -> datetime | None:
+        """Of a gang that is complete, whether or not its containers have ended since."""
+        times = [pod.running_since or (pod.ended.started_at if pod.ended else None) for pod in self.pods]
+        known = [time for time in times if time is not None]
+        return max(known) if self.complete and len(known) == self.size else None
 
     @property
     def has_started(self) -> bool:
@@ -99,7 +108,15 @@ def arrange(job: ObservedJob, status: JobStatus) -> Gang:
         created=status.pods_created,
         reported=_reported(first, pulled),
         pulled=pulled,
+        launched=not job.raw_spec.get("command"),
+        memory_limit=_memory_limit(job),
     )
+
+
+def _memory_limit(job: ObservedJob) -> str | None:
+    resources = job.spec.resources if job.spec is not None else None
+    limit = (resources.limits or {}).get("memory") if resources is not None else None
+    return str(limit) if limit is not None else None
 
 
 def _reported(first: ObservedPod | None, pulled: Pulled | None) -> Progress | None:

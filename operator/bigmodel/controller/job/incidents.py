@@ -28,6 +28,7 @@ def of_loss(loss: failure.Loss, attempt: int, now: datetime) -> JobIncident:
         node=loss.node,
         exit_code=loss.exit_code,
         message=cut(loss.message),
+        log=loss.log,
     )
 
 
@@ -53,6 +54,25 @@ def merged(status: JobStatus, gang: Gang, progress: Progress, processes: int, no
         theirs[_key(incident)] = incident
     everything = sorted([*ours, *theirs.values()], key=lambda incident: (incident.at, incident.attempt))
     return [_with_recovery(incident, gang.attempt, progress, now) for incident in everything[-KEPT:]]
+
+
+def proven(incidents: Sequence[JobIncident], gang: Gang, now: datetime) -> list[JobIncident]:
+    """Of a gang without launchers, for PROVEN_SECONDS of running end the incidents before: there are no steps to see.
+
+    Until the first of its pods ended, or now.
+    """
+    since = gang.all_run_since
+    ends = [
+        pod.ended.at for pod in gang.pods if pod.ended is not None and pod.ended.at is not None and not pod.succeeded
+    ]
+    if since is None or min([*ends, now]) - since < timedelta(seconds=failure.PROVEN_SECONDS):
+        return list(incidents)
+    return [
+        incident
+        if incident.recovery_seconds is not None or incident.at > since
+        else incident.model_copy(update={"recovery_seconds": round((since - incident.at).total_seconds())})
+        for incident in incidents
+    ]
 
 
 def _key(incident: JobIncident) -> tuple[datetime, int, str]:

@@ -45,9 +45,11 @@ class Reason(StrEnum):
     # Published
     NOT_YET_PUBLISHED = "NotYetPublished"
     NOT_PUBLISHED = "NotPublished"
+    NOTHING_PROMISED = "NothingPromised"
     PUBLISHED = "Published"
     # Complete, Finished
     COMPLETE = "Complete"
+    NO_STEP_REPORTED = "NoStepReported"
     # Failed
     ARTIFACT_MISSING = "ArtifactMissing"
     MAX_RESTARTS_EXCEEDED = "MaxRestartsExceeded"
@@ -128,9 +130,18 @@ def queued(created: int, size: int) -> str:
     return f"The scheduler looks for {_nodes(size)}; nothing is to be done."
 
 
-def admitted(size: int, together: bool) -> str:
+def admitted(size: int, together: bool, place: str | None = None) -> str:
+    """`place`: by what means all are within one value of spec.scheduling.topologyKey."""
     how = "at once, as a gang" if together else "one by one: this cluster has no gang scheduling (PodGroup) for them"
-    return f"All {_pods(size)} got their nodes {how}."
+    return cut(f"All {_pods(size)} got their nodes {how}{f', {place}' if place else ''}.")
+
+
+def placed_by_group(key: str) -> str:
+    return cut(f"within one {key} (by the PodGroup's topology constraint)")
+
+
+def placed_by_affinity(key: str) -> str:
+    return cut(f"within one {key} (by required pod affinity: this cluster has no topology constraints of PodGroups)")
 
 
 def unschedulable(text: str) -> str:
@@ -198,8 +209,12 @@ def publishing() -> str:
     return "Training is done; the model is exported, verified and uploaded."
 
 
-def recovering(text: str) -> str:
-    return cut(f"Training goes on soon, nothing is to be done: {_quoted(text, 700)}")
+def recovering(text: str, avoided: Sequence[str] = ()) -> str:
+    told = f"Training goes on soon, nothing is to be done: {_quoted(text, 700)}"
+    if avoided:
+        be = "is" if len(avoided) == 1 else "are"
+        told += f". {'Node' if len(avoided) == 1 else 'Nodes'} {_listed(avoided)} {be} taken last for an hour"
+    return cut(told)
 
 
 def leaving(pods: Sequence[str]) -> str:
@@ -207,6 +222,10 @@ def leaving(pods: Sequence[str]) -> str:
     return cut(
         f"{'Pod' if len(pods) == 1 else 'Pods'} {_listed(pods)} {be} told to stop, and may save a checkpoint first"
     )
+
+
+def program_runs(size: int) -> str:
+    return f"The program runs in {_pods(size)}; a command tells no progress, see its log."
 
 
 def job_finished() -> str:
@@ -277,6 +296,21 @@ def complete(short_digest: str) -> str:
     return f"Trained, verified and published as {short_digest}; serve it with a BigModelService."
 
 
+def nothing_promised() -> str:
+    return "No artefact was published: only a recipe always publishes one, a script where it calls for it."
+
+
+def complete_without_artifact(size: int) -> str:
+    return f"All {_pods(size)} ended with exit code 0. No artefact was published, and none was promised."
+
+
+def no_step_reported(name: str, namespace: str) -> str:
+    return (
+        "The script ended with exit code 0 on all ranks, but reported no step: it may not have trained at all. Read "
+        f"its log: kubectl logs -n {namespace} -l bigmodel.io/job={name} --tail=-1"
+    )
+
+
 def artifact_missing(text: str) -> str:
     return cut(
         f"Every process ended with exit code 0, but no artefact was published: {_quoted(text)}. See the log of index "
@@ -295,20 +329,25 @@ def gang_ended(text: str, error: ErrorReport | None, pod: str | None, node: str 
     if error is None or not error.traceback:
         return cut(head)
     label = " Traceback: "
-    return f"{head}{label}{_last_lines(error.traceback, MESSAGE_CHARACTERS - len(head) - len(label))}"
+    return f"{head}{label}{last_lines(error.traceback, MESSAGE_CHARACTERS - len(head) - len(label))}"
 
 
 def pod_failed(pod: str, node: str | None, exit_code: int | None, text: str) -> str:
     code = f" with exit code {exit_code}" if exit_code is not None else ""
     where = f" on node {node}" if node else ""
-    tail = f": {_last_lines(text, 500)}" if text.strip() else ""
+    tail = f": {last_lines(text, 500)}" if text.strip() else ""
     return cut(f"Pod {pod}{where} ended{code}{tail}")
 
 
-def out_of_memory(pod: str, node: str | None) -> str:
+def out_of_memory(pod: str, node: str | None, limit: str | None) -> str:
     where = f" on node {node}" if node else ""
+    if limit is None:
+        return (
+            f"Pod {pod}{where} was killed (exit code 137): its node ran out of memory. Set "
+            "spec.resources.limits.memory, so that the pod gets a node that has as much"
+        )
     return (
-        f"Pod {pod}{where} used more memory than its limit and was killed (exit code 137); raise "
+        f"Pod {pod}{where} used more memory than its limit, {limit}, and was killed (exit code 137); raise "
         "spec.resources.limits.memory"
     )
 
@@ -334,8 +373,8 @@ def budget_spent(what: str, spent: int, limit: int, field: str) -> str:
 
 def crash_loop(what: str, times: int) -> str:
     return cut(
-        f"{cut(what, 850)}. This was the {times}rd time in a row without a step in between; correct it and make a "
-        "new job."
+        f"{cut(what, 850)}. This was the {times}rd time in a row without progress in between: a step or, of a command, "
+        "a minute of running. Correct it and make a new job."
     )
 
 
@@ -398,7 +437,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _last_lines(text: str, limit: int) -> str:
+def last_lines(text: str, limit: int) -> str:
     """The end of a text, whole lines where possible."""
     text = text.strip()
     if len(text) <= limit:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -41,6 +41,7 @@ class Ended:
     reason: str
     message: str
     at: datetime | None
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class ObservedPod:
     unschedulable: str | None = None  # the scheduler's text
     deleted_until: datetime | None = None  # the end of its grace, once somebody deleted it
     disrupted: str | None = None  # reason of its DisruptionTarget condition
+    told_to_stop_at: datetime | None = None  # disrupted or deleted, while its container ran
     unreachable: bool = False  # deleted by the taint of a node that is not Ready: nobody there will end it
     reason: str | None = None  # status.reason, such as Evicted
     message: str | None = None
     waiting: Waiting | None = None
     ended: Ended | None = None
-    last_word: LastWord | None = None
+    running_since: datetime | None = None  # of the container
+    last_word: LastWord | None = None  # of a launcher
 
     @property
     def bound(self) -> bool:
@@ -80,7 +83,8 @@ class ObservedPod:
 
     @property
     def succeeded(self) -> bool:
-        return self.phase == "Succeeded"
+        """Not one that ended well because it was told to stop: only a launcher's last word says that it was done."""
+        return self.phase == "Succeeded" and (self.told_to_stop_at is None or self.last_word is not None)
 
     @property
     def terminal(self) -> bool:
@@ -94,6 +98,7 @@ class ObservedPodGroup:
     attempt: int
     scheduled: bool
     unschedulable: str | None  # the scheduler's text, with its numbers
+    topology_key: str | None = None  # the API server drops it where the feature is off
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,8 @@ def observed_job(
     namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
     raw_spec = owner.get("spec") or {}
     spec, problems = _spec(raw_spec)
-    pods = [pod for manifest in children.of(POD) if (pod := _pod(manifest, name, uid)) is not None]
+    launched = not raw_spec.get("command")
+    pods = [pod for manifest in children.of(POD) if (pod := _pod(manifest, name, uid, launched)) is not None]
     groups = [group for manifest in children.of(POD_GROUP) if (group := _pod_group(manifest, name, uid)) is not None]
     return ObservedJob(
         namespace=namespace,
@@ -201,8 +207,8 @@ def _status(raw: Mapping[str, Any], pods: list[ObservedPod]) -> JobStatus:
     return status if status.attempt >= attempt else status.model_copy(update={"attempt": attempt})
 
 
-def _pod(manifest: Manifest, job: str, uid: str) -> ObservedPod | None:
-    """None: a child of ours whose name is none of ours."""
+def _pod(manifest: Manifest, job: str, uid: str, launched: bool) -> ObservedPod | None:
+    """None: a child of ours whose name is none of ours. `launched`: its last word is a launcher's."""
     metadata, spec, status = manifest["metadata"], manifest.get("spec") or {}, manifest.get("status") or {}
     place = re.fullmatch(rf"{re.escape(names.job_service(job, uid))}-a(\d+)-(\d+)(?:-r(\d+))?", metadata["name"])
     if place is None:
@@ -219,6 +225,9 @@ def _pod(manifest: Manifest, job: str, uid: str) -> ObservedPod | None:
     state = container.get("state") or {}
     ended = _ended(state.get("terminated"))
     deleted = metadata.get("deletionTimestamp")
+    told_to_stop_at = _told_to_stop_at(metadata, disruption)
+    if ended is not None and ended.at is not None and told_to_stop_at is not None and ended.at < told_to_stop_at:
+        told_to_stop_at = None  # what has ended can be deleted without harm
     return ObservedPod(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -236,6 +245,7 @@ def _pod(manifest: Manifest, job: str, uid: str) -> ObservedPod | None:
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
         deleted_until=_time(deleted) if deleted else None,
         disrupted=disrupted,
+        told_to_stop_at=told_to_stop_at,
         # The node controller marks the pods of a node that is not Ready, then evicts them by taint. A pod that a live
         # kubelet ends stays Ready until its process goes.
         unreachable=bool(deleted) and disrupted == "DeletionByTaintManager" and "running" in state and not ready,
@@ -243,13 +253,24 @@ def _pod(manifest: Manifest, job: str, uid: str) -> ObservedPod | None:
         message=status.get("message"),
         waiting=_waiting(state.get("waiting")),
         ended=ended,
-        last_word=last_word_of(ended.message, uid, attempt, index) if ended else None,
+        running_since=_time_or_none((state.get("running") or {}).get("startedAt")),
+        last_word=last_word_of(ended.message, uid, attempt, index) if ended and launched else None,
     )
 
 
 def _bound_at(scheduled: Mapping[str, Any], metadata: Mapping[str, Any]) -> datetime:
     known = scheduled.get("status") == "True" and scheduled.get("lastTransitionTime")
     return _time(known or metadata["creationTimestamp"])
+
+
+def _told_to_stop_at(metadata: Mapping[str, Any], disruption: Mapping[str, Any]) -> datetime | None:
+    """The earlier of its disruption and its deletion."""
+    times = []
+    if disruption.get("status") == "True" and disruption.get("lastTransitionTime"):
+        times.append(_time(disruption["lastTransitionTime"]))
+    if ends := metadata.get("deletionTimestamp"):
+        times.append(_time(ends) - timedelta(seconds=metadata.get("deletionGracePeriodSeconds") or 0))
+    return min(times, default=None)
 
 
 def _waiting(waiting: Mapping[str, Any] | None) -> Waiting | None:
@@ -259,12 +280,12 @@ def _waiting(waiting: Mapping[str, Any] | None) -> Waiting | None:
 def _ended(terminated: Mapping[str, Any] | None) -> Ended | None:
     if not terminated:
         return None
-    finished = terminated.get("finishedAt")
     return Ended(
         terminated.get("exitCode", 0),
         terminated.get("reason") or "",
         terminated.get("message") or "",
-        _time(finished) if finished else None,
+        _time_or_none(terminated.get("finishedAt")),
+        _time_or_none(terminated.get("startedAt")),
     )
 
 
@@ -274,6 +295,7 @@ def _pod_group(manifest: Manifest, job: str, uid: str) -> ObservedPodGroup | Non
     if attempt is None:
         return None
     conditions = (manifest.get("status") or {}).get("conditions") or ()
+    constraints = ((manifest.get("spec") or {}).get("schedulingConstraints") or {}).get("topology") or ()
     scheduled: Mapping[str, Any] = next((c for c in conditions if c["type"] == "PodGroupInitiallyScheduled"), {})
     return ObservedPodGroup(
         name=metadata["name"],
@@ -281,7 +303,12 @@ def _pod_group(manifest: Manifest, job: str, uid: str) -> ObservedPodGroup | Non
         attempt=int(attempt[1]),
         scheduled=scheduled.get("status") == "True",
         unschedulable=(scheduled.get("message") or None) if scheduled.get("status") == "False" else None,
+        topology_key=next((constraint.get("key") for constraint in constraints), None),
     )
+
+
+def _time_or_none(text: str | None) -> datetime | None:
+    return _time(text) if text else None
 
 
 def _time(text: str) -> datetime:

@@ -62,6 +62,8 @@ def _target(job: ObservedJob) -> Target | None:
     if job.status.finished is not None or job.managed_by is not None:
         return None
     gang = arrange(job, job.status)
+    if not gang.launched:
+        return None
     first = gang.current.get(0)
     if first is None or not first.running or first.ip is None:
         return None

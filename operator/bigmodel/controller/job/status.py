@@ -14,11 +14,11 @@ from bigmodel.api.job import Progress as ProgressStatus
 from bigmodel.api.progress import ArtifactSummary, Progress, RunPhase
 from bigmodel.controller.conditions import carried_to, find, is_true, set_condition, whole_seconds
 from bigmodel.controller.decision import Manifest, Rejection
-from bigmodel.controller.job import goodput, messages
+from bigmodel.controller.job import avoidance, goodput, messages
 from bigmodel.controller.job.accept import Problem, processes_per_node
 from bigmodel.controller.job.failure import Failure, total
 from bigmodel.controller.job.gang import Gang, arrange
-from bigmodel.controller.job.incidents import clamped, merged
+from bigmodel.controller.job.incidents import clamped, merged, proven
 from bigmodel.controller.job.messages import POD_TROUBLES, Reason
 from bigmodel.controller.job.observe import ObservedJob, ObservedPod, Pulled
 
@@ -66,6 +66,7 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
         "pods_created": max(counters.pods_created, len(gang.current)),
         "nodes": _nodes(gang),
         "selector": f"{names.LABEL_JOB}={job.name}",
+        "avoided_nodes": avoidance.still_avoided(counters.avoided_nodes, now),
         "goodput": goodput.booked(job.status if job.status.start_time else counters, _first_step_at(gang, now), now),
         "progress": _progress(gang, now) or status.progress,  # who starts anew has nothing to tell yet
     }
@@ -73,22 +74,37 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
     return _summed_up(job, status.model_copy(update=update), conditions)
 
 
-def of_complete(job: ObservedJob, counters: JobStatus, artifact: ArtifactSummary, now: datetime) -> JobStatus:
+def of_complete(job: ObservedJob, counters: JobStatus, artifact: ArtifactSummary | None, now: datetime) -> JobStatus:
+    """`artifact`: None where none was promised."""
     status = of_gang(job, counters, now)
-    short = artifact.digest.removeprefix("sha256:")[:SHORT_DIGEST]
-    update = {
-        "artifact": ArtifactStatus(**artifact.model_dump(), short_digest=short),
-        "completion_time": whole_seconds(now),
-        "finished": "True",
-    }
+    update: dict[str, Any] = {"completion_time": whole_seconds(now), "finished": "True"}
+    if artifact is None:
+        published: Told = ("False", Reason.NOTHING_PROMISED, messages.nothing_promised())
+        complete = _complete_without_artifact(job, status)
+    else:
+        short = artifact.digest.removeprefix("sha256:")[:SHORT_DIGEST]
+        update["artifact"] = ArtifactStatus(**artifact.model_dump(), short_digest=short)
+        published = ("True", Reason.PUBLISHED, messages.published(artifact.uri, artifact.digest))
+        complete = ("True", Reason.COMPLETE, messages.complete(short))
     told: dict[JobCondition, Told] = {
         JobCondition.RUNNING: ("False", Reason.JOB_FINISHED, messages.job_finished()),
         JobCondition.DEGRADED: ("False", Reason.JOB_FINISHED, messages.job_finished()),
-        JobCondition.PUBLISHED: ("True", Reason.PUBLISHED, messages.published(artifact.uri, artifact.digest)),
-        JobCondition.COMPLETE: ("True", Reason.COMPLETE, messages.complete(short)),
-        JobCondition.FINISHED: ("True", Reason.COMPLETE, messages.complete(short)),
+        JobCondition.PUBLISHED: published,
+        JobCondition.COMPLETE: complete,
+        JobCondition.FINISHED: complete,
     }
     return _ended(job, status, update, told, now)
+
+
+def _complete_without_artifact(job: ObservedJob, status: JobStatus) -> Told:
+    """Exit code 0 is not yet success: some programs end so because they found no GPU."""
+    gang = arrange(job, status)
+    first = gang.current.get(0)
+    word = first.last_word if first is not None else None
+    steps = max(word.step if word is not None else 0, gang.reported.step if gang.reported is not None else 0)
+    if gang.launched and not steps:
+        return "True", Reason.NO_STEP_REPORTED, messages.no_step_reported(job.name, job.namespace)
+    return "True", Reason.COMPLETE, messages.complete_without_artifact(gang.size)
 
 
 def of_failed(job: ObservedJob, counters: JobStatus, failure: Failure, now: datetime) -> JobStatus:
@@ -153,7 +169,7 @@ def _admitted(job: ObservedJob, gang: Gang) -> Told:
         return "False", Reason.POD_GROUP_NOT_SERVED, messages.pod_group_not_served()
     together = all(pod.group for pod in gang.pods)
     if gang.all_bound:
-        return "True", Reason.ADMITTED, messages.admitted(gang.size, together)
+        return "True", Reason.ADMITTED, messages.admitted(gang.size, together, _place(job, gang))
     if not gang.current and not gang.has_started:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
     texts = [pod.unschedulable for pod in gang.pods if pod.unschedulable]
@@ -167,8 +183,16 @@ def _admitted(job: ObservedJob, gang: Gang) -> Told:
     if text:
         return "False", Reason.UNSCHEDULABLE, messages.unschedulable_alone(text, scheduling.start_deadline_seconds)
     if gang.replacements:  # only the successor of a lost pod has no node yet
-        return "True", Reason.ADMITTED, messages.admitted(gang.size, together)
+        return "True", Reason.ADMITTED, messages.admitted(gang.size, together, _place(job, gang))
     return "False", Reason.QUEUED, messages.queued(len(gang.current), gang.size)
+
+
+def _place(job: ObservedJob, gang: Gang) -> str | None:
+    key = job.spec.scheduling.topology_key if job.spec is not None else None
+    if key is None:
+        return None
+    by_group = gang.group is not None and gang.group.topology_key == key
+    return messages.placed_by_group(key) if by_group else messages.placed_by_affinity(key)
 
 
 def _rejected(rejection: Rejection) -> tuple[Reason, str]:
@@ -187,12 +211,14 @@ def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
     if gang.all_run:
         return _running_gang(status, gang, find(job.status.conditions, JobCondition.RUNNING))
     if (why := _why_not_whole(status, gang)) is not None:
-        return "False", Reason.RECOVERING, messages.recovering(why)
+        return "False", Reason.RECOVERING, messages.recovering(why, [node.name for node in status.avoided_nodes])
     waiting = [index for index in range(gang.size) if index not in gang.current or not gang.current[index].running]
     return "False", Reason.PODS_PENDING, messages.pods_pending(waiting, gang.size)
 
 
 def _running_gang(status: JobStatus, gang: Gang, before: Condition | None) -> Told:
+    if not gang.launched:
+        return "True", Reason.TRAINING, messages.program_runs(gang.size)
     if gang.reported is None and before is not None and before.status == "True":
         return "True", Reason(before.reason), before.message  # nobody answered yet; what was known still holds
     match gang.reported.phase if gang.reported is not None and not _is_stale(status, gang) else RunPhase.STARTING:
@@ -212,7 +238,7 @@ def _is_stale(status: JobStatus, gang: Gang) -> bool:
 
 def _degraded(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
     if not gang.all_run and (why := _why_not_whole(status, gang)) is not None:
-        return "True", Reason.RECOVERING, messages.recovering(why)
+        return "True", Reason.RECOVERING, messages.recovering(why, [node.name for node in status.avoided_nodes])
     first, pulled = gang.current.get(0), gang.pulled
     if gang.all_run and first is not None and first.ready and pulled is not None and _is_silent(pulled, now):
         text = messages.progress_unreachable(first.name, pulled.failure, names.PORT_PROGRESS)
@@ -343,6 +369,8 @@ def _nodes(gang: Gang) -> NodeCounts:
 def _with_reported(job: ObservedJob, counters: JobStatus, gang: Gang, now: datetime) -> JobStatus:
     """With what index 0 reports: restarts as maxima, since a coordinator counts on from what it was told."""
     progress = gang.reported
+    if not gang.launched:
+        return counters.model_copy(update={"incidents": proven(counters.incidents, gang, now)})
     if progress is None or job.spec is None:
         return counters
     restarts = counters.restarts.model_copy(

@@ -138,8 +138,8 @@ def job_failed(job: str, message: str) -> str:
 
 def artifact_missing(job: str) -> str:
     return cut(
-        f"bmj/{job} is complete but published no artefact: only recipe and script jobs publish one. Follow "
-        "another job in spec.model.fromJob.name."
+        f"bmj/{job} is complete but published no artefact: a recipe always publishes one, a script where it calls "
+        "for it, a command never. Follow another job in spec.model.fromJob.name, or publish in the script."
     )
 
 

@@ -47,15 +47,27 @@ def _observed(spec: dict[str, Any]) -> ObservedJob:
     return observed_job(job.manifest, Children(), (), None, True)
 
 
-def _pod(spec: dict[str, Any], index: int = 1, replacement: int = 0, grouped: bool = True) -> Manifest:
-    return build.node_pod(_observed(spec), SETTINGS, 3, 2, index, replacement, grouped)
+def _pod(
+    spec: dict[str, Any], index: int = 1, replacement: int = 0, grouped: bool = True, **placement: Any
+) -> Manifest:
+    return build.node_pod(_observed(spec), SETTINGS, 3, 2, index, replacement, build.Placement(grouped, **placement))
 
+
+COMMAND = {"recipe": None, "store": None, "command": ["torchrun", "train.py"], "args": ["--epochs", "3"]}
+SCRIPT = {"recipe": None, "script": {"configMap": "my-code", "entrypoint": "train.py"}}
+ZONE = "topology.kubernetes.io/zone"
 
 CASES: dict[str, Manifest] = {
     "pod": _pod({}),
     "pod-replacement-without-group": _pod({}, replacement=2, grouped=False),
     "pod-full": _pod(FULL),
     "pod-claim": _pod({"store": CLAIM}),
+    "pod-script": _pod(SCRIPT),
+    "pod-command": _pod({**COMMAND, "image": "foreign:1", "resources": {"limits": {"nvidia.com/gpu": 8}}}),
+    "pod-command-tensorflow": _pod({**COMMAND, "framework": "tensorflow"}),
+    "pod-placed": _pod({}, avoided=("gpu-3", "gpu-7"), together_by=ZONE),
+    "headless-service-of-a-command": build.headless_service(_observed(COMMAND), 3),
+    "pod-group-in-one-zone": build.pod_group(_observed({"scheduling": {"topologyKey": ZONE}}), 3, 2),
     "headless-service": build.headless_service(_observed({}), 3),
     "network-policy": build.network_policy(_observed({})),
     "pod-group": build.pod_group(_observed(FULL), 3, 2),
@@ -125,7 +137,7 @@ def test_the_spec_hash_names_what_is_computed(change: dict[str, Any], same: bool
     assert (plain == changed) is same
 
 
-@pytest.mark.parametrize("name", ["pod", "pod-full"])
+@pytest.mark.parametrize("name", ["pod", "pod-full", "pod-script", "pod-command"])
 def test_every_pod_is_restricted_and_carries_no_token(name: str) -> None:
     spec = CASES[name]["spec"]
     assert spec["automountServiceAccountToken"] is False
@@ -134,4 +146,4 @@ def test_every_pod_is_restricted_and_carries_no_token(name: str) -> None:
     security = spec["containers"][0]["securityContext"]
     assert security["allowPrivilegeEscalation"] is False
     assert security["capabilities"] == {"drop": ["ALL"]}
-    assert security["readOnlyRootFilesystem"] is (name == "pod")
+    assert security["readOnlyRootFilesystem"] is (name in ("pod", "pod-script"))

@@ -159,6 +159,7 @@ class World:
         elif "deletionTimestamp" not in metadata:
             grace = child["spec"].get("terminationGracePeriodSeconds", 30) if grace_seconds is None else grace_seconds
             metadata["deletionTimestamp"] = time_text(self.now + timedelta(seconds=grace))
+            metadata["deletionGracePeriodSeconds"] = grace
 
     # What is there
 
@@ -241,6 +242,7 @@ class World:
             "exitCode": exit_code,
             "reason": reason or ("Completed" if exit_code == 0 else "Error"),
             "message": message,
+            "startedAt": self._started_at(pod),
             "finishedAt": time_text(self.now),
         }
         self._status(pod, phase="Succeeded" if exit_code == 0 else "Failed")
@@ -249,6 +251,11 @@ class World:
         if disrupted:
             self._condition(pod, "DisruptionTarget", "True", disrupted)
         return self
+
+    def _started_at(self, pod: Manifest) -> str:
+        containers = (pod.get("status") or {}).get("containerStatuses") or [{}]
+        started: str = containers[0].get("state", {}).get("running", {}).get("startedAt", time_text(self.now))
+        return started
 
     def refused_by_node(self, index: int, reason: str, message: str) -> World:
         self.bind(index)
@@ -272,6 +279,7 @@ class World:
         self._condition(pod, "Ready", "False")
         self._condition(pod, "DisruptionTarget", "True", "DeletionByTaintManager")
         pod["metadata"]["deletionTimestamp"] = time_text(self.now + timedelta(seconds=60))
+        pod["metadata"]["deletionGracePeriodSeconds"] = 60
         return self
 
     def terminated(self) -> World:
