@@ -134,6 +134,17 @@ def an_artifact(digest: str = DIGEST, **fields: Any) -> dict[str, Any]:
     }
 
 
+def a_checkpoint(step: int, attempt: int = 1, generation: int = 1, **fields: Any) -> dict[str, Any]:
+    """As rank 0 tells one that it has committed or loaded."""
+    return {
+        "step": step,
+        "uri": f"{STORE_URI}/ml/mlp/{JOB_UID}/checkpoint/{attempt}.{generation}/{step}",
+        "digest": DIGEST,
+        "savedAt": NOON.timestamp(),
+        **fields,
+    }
+
+
 def a_last_word(index: int = 0, attempt: int = 1, exit_code: int = 0, **fields: Any) -> str:
     """A launcher's termination message."""
     return json.dumps(

@@ -15,6 +15,8 @@ SPEC = {"recipe": {"name": "mlp", "parameters": {"hidden": [8]}}, "resources": {
 STARTED = {"startTime": "2026-01-01T00:00:00Z"}
 FINISHED = {**STARTED, "finished": "True"}
 
+SUSPEND_FIRST = "set spec.suspend: true first, or make a new job"
+
 # One allowed change of every field of JobSpec, as somebody would make it.
 CHANGES: dict[str, Any] = {
     "framework": "tensorflow",
@@ -101,7 +103,7 @@ def test_before_the_start_all_but_managed_by_may_change(kubectl: Kubectl, job: C
 def test_while_it_runs_work_and_placement_are_frozen(kubectl: Kubectl, job: Callable[[dict[str, Any]], str]) -> None:
     assert frozen(refusal(kubectl, job(STARTED), CHANGES)) == [
         f"spec: Forbidden: [ {' '.join(rules.WORK)} ]: frozen once the job has started; make a new job",
-        f"spec: Forbidden: [ {' '.join(rules.PLACEMENT)} ]: frozen while the job runs; make a new job",
+        f"spec: Forbidden: [ {' '.join(rules.PLACEMENT)} ]: frozen while the job runs; {SUSPEND_FIRST}",
         "spec: Forbidden: managedBy never changes; make a new job",
     ]
 
@@ -119,17 +121,27 @@ def test_while_it_runs_size_time_and_budgets_may_change(kubectl: Kubectl, runnin
 
 
 def test_while_suspended_placement_may_change(kubectl: Kubectl, running: str) -> None:
-    """Suspending is not served yet: seen through the rule of not_yet only where its row is gone."""
+    """A30. Work never, once it has begun; on /scale the same rules run."""
     placement = {"image": "other:1", "nodeSelector": {"a": "b"}}
-    assert "frozen while the job runs" in refusal(kubectl, running, placement)
-    assert "frozen while the job runs" in refusal(kubectl, running, placement | {"suspend": True})
+    way_out = f"frozen while the job runs; {SUSPEND_FIRST}"
+    assert way_out in refusal(kubectl, running, placement)
+    assert way_out in refusal(kubectl, running, placement | {"suspend": True})
+    kubectl.patch("bmj", running, {"spec": {"suspend": True}})
+    assert refusal(kubectl, running, placement) == ""
+    assert refusal(kubectl, running, placement | {"suspend": False}) == ""
+    assert frozen(refusal(kubectl, running, {"recipe": CHANGES["recipe"]})) == [
+        "spec: Forbidden: [ recipe ]: frozen once the job has started; make a new job"
+    ]
+    kubectl("scale", "bmj", running, "--replicas=3", "--dry-run=server")
+    kubectl.patch("bmj", running, {"spec": {"suspend": False}})
+    assert way_out in refusal(kubectl, running, placement)
 
 
 def test_once_finished_only_the_ttl_may_change(kubectl: Kubectl, job: Callable[[dict[str, Any]], str]) -> None:
     name = job(FINISHED)
     assert frozen(refusal(kubectl, name, CHANGES)) == [
         f"spec: Forbidden: [ {' '.join(rules.WORK)} ]: frozen once the job has started; make a new job",
-        f"spec: Forbidden: [ {' '.join(rules.PLACEMENT)} ]: frozen while the job runs; make a new job",
+        f"spec: Forbidden: [ {' '.join(rules.PLACEMENT)} ]: frozen while the job runs; {SUSPEND_FIRST}",
         f"spec: Forbidden: [ {' '.join(rules.UNTIL_FINISHED)} ]: frozen once the job has finished; make a new job",
         "spec: Forbidden: managedBy never changes; make a new job",
     ]

@@ -57,7 +57,6 @@ TABLE: tuple[NotYet, ...] = (
     _only("spec.checkpoint.keepAfterSuccess", 1),
     _without("spec.output.optimize"),
     _only("spec.output.export[]", "torch"),
-    _only("spec.suspend", False),
     # BigModelService
     _without("spec.model.fromJobs", "use spec.model.fromJob"),
     _only("spec.model.variant", "default"),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from bigmodel.api import job, pod, service, store
 from bigmodel.api.model import Model
-from bigmodel.api.not_yet import TABLE, NotYet
+from bigmodel.api.not_yet import NotYet
 
 # Set by the launcher or the controller in every training process.
 RESERVED_ENVIRONMENT = (
@@ -402,11 +402,11 @@ def at_root(kind: type[Model]) -> tuple[Rule, ...]:
 
 def _frozen() -> Iterator[Rule]:
     """When a field of a job may change. On /scale too, since root rules run there as well."""
-    suspending = any(row.path == "spec.suspend" for row in TABLE)
-    way_out = "make a new job" if suspending else "set spec.suspend: true first, or make a new job"
     yield _unchanged(WORK, f"!({_STARTED} || {_FINISHED})", "frozen once the job has started; make a new job")
     yield _unchanged(
-        PLACEMENT, f"!{_FINISHED} && (!{_STARTED} || {_SUSPENDED})", f"frozen while the job runs; {way_out}"
+        PLACEMENT,
+        f"!{_FINISHED} && (!{_STARTED} || {_SUSPENDED})",
+        "frozen while the job runs; set spec.suspend: true first, or make a new job",
     )
     yield _unchanged(UNTIL_FINISHED, f"!{_FINISHED}", "frozen once the job has finished; make a new job")
 

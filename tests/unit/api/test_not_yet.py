@@ -18,8 +18,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.recipe.loss: bce is not served by this version: use mse, mae or huber"],
     ),
     "a switch is written as in YAML": (
-        {"recipe": {"name": "mlp"}, "suspend": True},
-        ["spec.suspend: true is not served by this version: use false"],
+        {"recipe": {"name": "mlp", "compile": True}},
+        ["spec.recipe.compile: true is not served by this version: use false"],
     ),
     "a field with nothing in its place is to be left out": (
         {"recipe": {"name": "mlp"}, "checkpoint": {"everySteps": 5}},

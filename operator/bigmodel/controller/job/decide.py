@@ -6,6 +6,7 @@ a crash between any two writes leaves a state that the next pass understands:
 
     counted attempt → Service, NetworkPolicy, PodGroup, pods → a lost pod: counted replacement → successor
                                                              → more than that: counted attempt → old pods go, new gang
+                                                             → suspended: told → pods go → resumed: counted attempt
                                                              → the end: Complete or Failed → what still runs is stopped
 """
 
@@ -30,11 +31,11 @@ from bigmodel.controller.decision import (
     Manifest,
     Relabel,
 )
-from bigmodel.controller.job import avoidance, build, failure, incidents, messages, status
+from bigmodel.controller.job import avoidance, build, failure, goodput, incidents, messages, status
 from bigmodel.controller.job.accept import problem
 from bigmodel.controller.job.events import events_between
 from bigmodel.controller.job.failure import Cause, Failure, Loss
-from bigmodel.controller.job.gang import Gang, arrange
+from bigmodel.controller.job.gang import Gang, arrange, still_runs
 from bigmodel.controller.job.messages import Reason
 from bigmodel.controller.job.observe import ObservedChild, ObservedJob
 from bigmodel.controller.job.reports import BadReport, artifact_of
@@ -50,13 +51,15 @@ def decide(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
     if job.status.finished is not None or is_true(job.status.conditions, JobCondition.FINISHED):
         return _after_the_end(job, now)
     if job.status.start_time is None:
-        return _refused(job, settings, now) or _first_start(job, settings, now)
+        return _refused(job, settings, now) or _suspended(job, now) or _started(job, settings, now)
     if job.spec is None:
         return _unreadable(job, settings, now)
     gang = arrange(job, job.status)
     return (
         _completed(job, gang, now)
         or _ended_by_its_launchers(job, gang, now)
+        or _suspended(job, now)
+        or _resumed(job, settings, now)
         or _past_deadline(job, now)
         or _resized(job, gang, now)
         or _lost_pods(job, gang, now)
@@ -87,18 +90,51 @@ def _unreadable(job: ObservedJob, settings: Settings, now: datetime) -> Decision
     return _told(job, status.of_problem(job, found, now), Decision())
 
 
-def _first_start(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
-    """From here on work and placement are frozen, and image and store pinned."""
+def _started(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
+    """From here on work and placement are frozen, and image and store pinned. Deadlines count from here."""
+    known, again = job.status, status.is_suspended(job.status)
+    chosen = build.resolved(job, settings)
+    if known.resolved is not None:
+        chosen = chosen.model_copy(update={"store": known.resolved.store})  # the checkpoints are there
+    update = {"start_time": whole_seconds(now), "resolved": chosen}
+    attempt = known.attempt + 1 if again else max(1, known.attempt)
+    return _counted(job, _of_attempt(job, known.model_copy(update=update), attempt), now)
+
+
+# Suspended
+
+
+def _suspended(job: ObservedJob, now: datetime) -> Decision | None:
+    """spec.suspend: what runs saves a checkpoint in its grace period and leaves; told before it is done."""
     assert job.spec is not None
-    started = job.status.model_copy(
-        update={
-            "attempt": max(1, job.status.attempt),
-            "start_time": whole_seconds(now),
-            "resolved": build.resolved(job, settings),
-            "nodes": NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}"),
-        }
+    if not job.spec.suspend:
+        return None
+    told = status.of_suspended(job, now)
+    if not status.is_suspended(job.status):
+        return _told(job, told, Decision(again=True))
+    return _told_at_leisure(job, told, _released(job, now), now)
+
+
+def _released(job: ObservedJob, now: datetime) -> Decision:
+    """No pod runs for it, and no group holds room. What has ended stays for its log, until the next attempt is over."""
+    running = [pod for pod in job.pods if not pod.terminal]
+    return Decision(
+        delete=(
+            *(Deletion(POD, pod.name, pod.uid) for pod in running if pod.deleted_until is None),
+            *(Deletion(POD_GROUP, group.name, group.uid) for group in job.pod_groups),
+        ),
+        requeue_after=_seconds_until([pod.deleted_until for pod in running if still_runs(pod, now)], now),
     )
-    return _counted(job, started, now)
+
+
+def _resumed(job: ObservedJob, settings: Settings, now: datetime) -> Decision | None:
+    """A new attempt that nobody pays for, of the spec as it is now. Steps that no checkpoint kept are lost."""
+    if not status.is_suspended(job.status):
+        return None
+    if (refused := _refused(job, settings, now)) is not None:
+        return refused
+    booked = status.with_reports(job, job.status, arrange(job, job.status), now)
+    return _started(replace(job, status=goodput.without_lost_steps(booked)), settings, now)
 
 
 # Ends
@@ -112,8 +148,8 @@ def _completed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
     if first is None or not first.succeeded:
         return None
     lost = {loss.index for loss in failure.losses(gang, now)}
-    if any(not pod.terminal and pod.index not in lost for pod in gang.pods):
-        return None
+    if any(not pod.terminal and pod.deleted_until is None and pod.index not in lost for pod in gang.pods):
+        return None  # one that is deleted, as a gang that is suspended is, may take its last word along
     assert job.spec is not None
     assert job.status.resolved is not None
     assert job.status.resolved.store is not None
@@ -178,26 +214,30 @@ def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
     if not lost:
         return None
     assert job.spec is not None
-    policy, before = job.spec.failure_policy, job.status
-    if gang.launched:
-        worst = failure.worst(lost)
-    else:
-        worst = failure.first(lost, gang)
-        before = before.model_copy(update={"incidents": incidents.proven(before.incidents, gang, now)})
+    policy, before = job.spec.failure_policy, status.with_reports(job, job.status, gang, now)
+    worst = failure.worst(lost) if gang.launched else failure.first(lost, gang)
     if (why := failure.spent(worst, before.restarts, before.incidents, policy)) is not None:
         return _failed(job, why, now)
     counted = before.model_copy(
         update={
             "restarts": failure.paid(worst, before.restarts, policy),
-            "incidents": incidents.added(before.incidents, incidents.of_loss(worst, gang.attempt, now)),
+            "incidents": incidents.added(
+                before.incidents, incidents.of_loss(worst, gang.attempt, _furthest(before), now)
+            ),
             "avoided_nodes": avoidance.after_losses(before.avoided_nodes, lost, before.incidents, now),
         }
     )
     indexes = {loss.index for loss in lost}
     indexes |= {pod.index for pod in gang.pods if pod.deleted_until is not None and not pod.terminal}
     if not gang.launched or len(indexes) > 1 or any(pod.succeeded for pod in gang.pods):
-        return _counted(job, _next_attempt(job, counted), now)
+        return _counted(job, _next_attempt(job, goodput.without_lost_steps(counted)), now)
+    if worst.index == 0:
+        counted = goodput.without_lost_steps(counted)
     return _counted(job, _with_replacement(counted, gang, worst), now)
+
+
+def _furthest(known: JobStatus) -> int | None:
+    return known.progress.step if known.progress is not None else None
 
 
 def _with_replacement(counted: JobStatus, gang: Gang, loss: Loss) -> JobStatus:
@@ -211,21 +251,30 @@ def _with_replacement(counted: JobStatus, gang: Gang, loss: Loss) -> JobStatus:
 
 
 def _next_attempt(job: ObservedJob, counted: JobStatus) -> JobStatus:
+    return _of_attempt(job, counted, counted.attempt + 1)
+
+
+def _of_attempt(job: ObservedJob, counted: JobStatus, attempt: int) -> JobStatus:
     assert job.spec is not None
     return counted.model_copy(
         update={
-            "attempt": counted.attempt + 1,
+            "attempt": attempt,
             "replacements": [],
             "pods_created": 0,
             "nodes": NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}"),
+            "goodput": goodput.of_new_attempt(counted.goodput),
         }
     )
 
 
 def _resized(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
-    """spec.nodes was edited: the gang is made anew with as many, at nobody's cost."""
+    """spec.nodes was edited: the gang saves a checkpoint and leaves, and as many go on from it, at nobody's cost.
+
+    Not once all steps are made: what is published does not depend on the size.
+    """
     assert job.spec is not None
-    if job.spec.nodes == gang.size:
+    publishes = gang.reported is not None and gang.reported.phase in (RunPhase.PUBLISHING, RunPhase.DONE)
+    if job.spec.nodes == gang.size or publishes:
         return None
     return _new_attempt_without_cost(job, Cause.RESIZED, messages.resized(gang.size, job.spec.nodes), now)
 
@@ -239,8 +288,8 @@ def _never_started(job: ObservedJob, gang: Gang, now: datetime) -> Decision | No
     seconds = job.spec.scheduling.start_deadline_seconds
     why = status.of_gang(job, job.status, now).message or ""
     text = messages.start_deadline_exceeded(seconds, why)
-    policy, before = job.spec.failure_policy, job.status
-    if before.first_step_time is None and gang.attempt == 1:
+    policy, before = job.spec.failure_policy, status.with_reports(job, job.status, gang, now)
+    if before.first_step_time is None and (gang.attempt == 1 or before.restarts.total == 0):
         return _failed(job, Failure(Reason.START_DEADLINE_EXCEEDED, text), now)
     loss = Loss(0, Cause.NEVER_STARTED, failure.Fault.INFRASTRUCTURE, text)
     if (spent := failure.spent(loss, before.restarts, before.incidents, policy)) is not None:
@@ -252,7 +301,7 @@ def _never_started(job: ObservedJob, gang: Gang, now: datetime) -> Decision | No
             "incidents": incidents.added(before.incidents, incident),
         }
     )
-    return _counted(job, _next_attempt(job, counted), now)
+    return _counted(job, _next_attempt(job, goodput.without_lost_steps(counted)), now)
 
 
 def _not_placed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
@@ -266,8 +315,9 @@ def _not_placed(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
 
 
 def _new_attempt_without_cost(job: ObservedJob, cause: Cause, text: str, now: datetime) -> Decision:
-    incident = incidents.of_attempt(cause, text, job.status.attempt, now)
-    counted = job.status.model_copy(update={"incidents": incidents.added(job.status.incidents, incident)})
+    known = status.with_reports(job, job.status, arrange(job, job.status), now)
+    incident = incidents.of_attempt(cause, text, known.attempt, now)
+    counted = known.model_copy(update={"incidents": incidents.added(known.incidents, incident)})
     return _counted(job, _next_attempt(job, counted), now)
 
 
@@ -275,11 +325,16 @@ def _new_attempt_without_cost(job: ObservedJob, cause: Cause, text: str, now: da
 
 
 def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) -> Decision:
-    """Children as the status has them counted."""
+    """Children as the status has them counted.
+
+    Two attempts never run at once: as long as a pod of an earlier one may save its checkpoint, it keeps its address,
+    and nothing is made.
+    """
     resume = failure.pause_until(job.status.incidents)
     waits = resume is not None and now < resume
+    earlier = [pod for pod in gang.earlier if still_runs(pod, now)]
     addresses = (
-        (SERVICE, build.headless_service(job, gang.attempt), job.services),
+        (SERVICE, build.headless_service(job, earlier[-1].attempt if earlier else gang.attempt), job.services),
         (NETWORK_POLICY, build.network_policy(job), job.network_policies),
     )
     create = [wanted for _, wanted, known in addresses if wanted["metadata"]["name"] not in known]
@@ -288,7 +343,7 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
         for kind, wanted, known in addresses
         if (child := known.get(wanted["metadata"]["name"])) is not None and not _is_as(child, wanted)
     ]
-    if not waits:
+    if not waits and not earlier:
         create += _missing_gang(job, gang, settings, now)
     acts = Decision(
         # Without its hash a child is applied again, also where it was not we who changed it.
@@ -302,7 +357,9 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
         create=tuple(create),
         apply=tuple(wanted for _, wanted, _ in differing),
         delete=_leftovers(gang),
-        requeue_after=_seconds_until([resume if waits else None, *_deadlines(job, gang)], now),
+        requeue_after=_seconds_until(
+            [resume if waits else None, *(pod.deleted_until for pod in earlier), *_deadlines(job, gang)], now
+        ),
     )
     return _told_at_leisure(job, status.of_gang(job, job.status, now), acts, now)
 
@@ -457,4 +514,4 @@ def _told_at_leisure(job: ObservedJob, wanted: JobStatus, acts: Decision, now: d
 
 
 def _with_status(job: ObservedJob, wanted: JobStatus, acts: Decision) -> Decision:
-    return replace(acts, status=status.wire(wanted), events=events_between(job, wanted))
+    return replace(acts, status=wanted.wire(), events=events_between(job, wanted))

@@ -2,7 +2,7 @@
 
 from bigmodel.api import names
 from bigmodel.api.condition import Condition, JobCondition
-from bigmodel.api.job import JobStatus
+from bigmodel.api.job import JobIncident, JobStatus
 from bigmodel.controller.conditions import find, is_true
 from bigmodel.controller.decision import Event
 from bigmodel.controller.job import messages
@@ -20,6 +20,8 @@ def events_between(job: ObservedJob, after: JobStatus) -> tuple[Event, ...]:
         *_attempt(before, after),
         *_replaced(job, before, after),
         *_restarted(before, after),
+        *_checkpointed(before, after),
+        *_suspended(before, after),
         *_trouble(before, after, JobCondition.ADMITTED, GANG_TROUBLES),
         *_running(before, after),
         *_trouble(before, after, JobCondition.RUNNING, POD_TROUBLES),
@@ -51,26 +53,47 @@ def _gang(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
 
 
 def _attempt(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
-    if not 0 < before.attempt < after.attempt:
-        return ()
-    last = after.incidents[-1] if after.incidents else None
+    if not 0 < before.attempt < after.attempt or before.start_time != after.start_time:
+        return ()  # none before, or the job was resumed
+    last = _last(after)
     about = f"a{before.attempt}-over"
     if last is not None and last.cause == Cause.RESIZED:
         return (Event("Normal", Reason.RESIZED, last.message, about),)
-    why = last.message if last is not None else "its pods are gone"
-    return (Event("Warning", Reason.ATTEMPT_FAILED, messages.attempt_failed(before.attempt, why), about),)
+    why, log = (last.message, last.log) if last is not None else ("its pods are gone", None)
+    return (Event("Warning", Reason.ATTEMPT_FAILED, messages.attempt_failed(before.attempt, why, log), about),)
+
+
+def _suspended(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    """Reached, and left again."""
+    condition = _turned(before, after, JobCondition.SUSPENDED)
+    if condition is None or condition.reason not in (Reason.SUSPENDED, Reason.RESUMED):
+        return ()
+    about = f"a{after.attempt}-{condition.reason}-{condition.last_transition_time:%Y%m%d%H%M%S}"
+    return (Event("Normal", condition.reason, condition.message, about),)
+
+
+def _checkpointed(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
+    """The first, the first after a trouble, and the trouble; not each."""
+    condition = _turned(before, after, JobCondition.CHECKPOINT_HEALTHY)
+    if condition is None or condition.status == "Unknown":
+        return ()
+    about = f"checkpoint-{condition.reason}-{condition.last_transition_time:%Y%m%d%H%M%S}"
+    if condition.status == "True":
+        return (Event("Normal", Reason.CHECKPOINTED, condition.message, about),)
+    return (Event("Warning", condition.reason, condition.message, about),)
 
 
 def _replaced(job: ObservedJob, before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
     if before.attempt != after.attempt:
         return ()
     was = {replacement.index: replacement.count for replacement in before.replacements}
-    why = after.incidents[-1].message if after.incidents else "it is gone"
+    last = _last(after)
+    why, log = (last.message, last.log) if last is not None else ("it is gone", None)
     return tuple(
         Event(
             "Warning",
             Reason.POD_REPLACED,
-            messages.pod_replaced(names.node_pod(job.name, job.uid, after.attempt, new.index, new.count), why),
+            messages.pod_replaced(names.node_pod(job.name, job.uid, after.attempt, new.index, new.count), why, log),
             f"a{after.attempt}-{new.index}-r{new.count}",
         )
         for new in after.replacements
@@ -85,8 +108,9 @@ def _restarted(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
     was, now = before.restarts, after.restarts
     if (now.program, now.hang) == (was.program, was.hang):
         return ()
-    why = after.incidents[-1].message if after.incidents else "a rank failed"
-    return (Event("Warning", Reason.RESTARTED, messages.cut(why), f"restart-{now.program}-{now.hang}"),)
+    last = _last(after)
+    why, log = (last.message, last.log) if last is not None else ("a rank failed", None)
+    return (Event("Warning", Reason.RESTARTED, messages.restarted(why, log), f"restart-{now.program}-{now.hang}"),)
 
 
 def _trouble(before: JobStatus, after: JobStatus, kind: JobCondition, reasons: frozenset[Reason]) -> tuple[Event, ...]:
@@ -121,6 +145,10 @@ def _ended(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
         doubtful = condition.reason == Reason.NO_STEP_REPORTED
         told.append(Event("Normal" if type_ == "Normal" and not doubtful else "Warning", reason, note, reason.lower()))
     return tuple(told)
+
+
+def _last(status: JobStatus) -> JobIncident | None:
+    return status.incidents[-1] if status.incidents else None
 
 
 def _turned(before: JobStatus, after: JobStatus, kind: JobCondition) -> Condition | None:

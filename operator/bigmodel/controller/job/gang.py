@@ -81,6 +81,12 @@ class Gang:
         return frozenset((names.job_service(job.name, job.uid), group, *pods))
 
 
+def still_runs(pod: ObservedPod, now: datetime) -> bool:
+    """It may make steps or save a checkpoint yet. Past its grace, or on a node that is not Ready, it is fenced."""
+    ended = pod.terminal or pod.unreachable
+    return not ended and (pod.deleted_until is None or now < pod.deleted_until)
+
+
 def size_of(job: ObservedJob, status: JobStatus) -> int:
     """Pods of the current attempt: fixed when it was counted, so that an edit of spec.nodes is a new attempt."""
     if status.nodes is not None and status.attempt:

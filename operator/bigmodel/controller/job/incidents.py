@@ -19,10 +19,12 @@ _OURS = frozenset(failure.Cause)
 SAME_INCIDENT = timedelta(minutes=2)  # from a launcher's view of a lost pod to ours: its grace period lies between
 
 
-def of_loss(loss: failure.Loss, attempt: int, now: datetime) -> JobIncident:
+def of_loss(loss: failure.Loss, attempt: int, step: int | None, now: datetime) -> JobIncident:
+    """`step`: the furthest made by then, None where nobody told."""
     return JobIncident(
         at=whole_seconds(now),
         attempt=attempt,
+        step=step,
         cause=loss.cause,
         index=loss.index,
         node=loss.node,
@@ -92,6 +94,8 @@ def _of_report(incident: Incident, gang: Gang, processes: int) -> JobIncident:
         node=pod.node if pod is not None else None,
         exit_code=incident.exit_code,
         message=cut(incident.message),
+        log=incident.log,
+        step=incident.step or None,
         resumed_from_step=incident.resumed_from_step,
         recovery_seconds=round(incident.recovery_seconds) if incident.recovery_seconds is not None else None,
     )

@@ -39,7 +39,13 @@ class Reason(StrEnum):
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
     # Suspended, CheckpointHealthy, Degraded
     NOT_SUSPENDED = "NotSuspended"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
     NO_CHECKPOINT_YET = "NoCheckpointYet"
+    SAVED = "Saved"
+    SAVE_FAILED = "SaveFailed"
+    CORRUPT = "Corrupt"
     AS_WANTED = "AsWanted"
     PROGRESS_UNREACHABLE = "ProgressUnreachable"
     # Published
@@ -63,6 +69,7 @@ class Reason(StrEnum):
     # Events beside those
     GANG_CREATED = "GangCreated"
     RUNNING = "Running"
+    CHECKPOINTED = "Checkpointed"
     POD_REPLACED = "PodReplaced"
     RESTARTED = "Restarted"
     ATTEMPT_FAILED = "AttemptFailed"
@@ -217,6 +224,10 @@ def recovering(text: str, avoided: Sequence[str] = ()) -> str:
     return cut(told)
 
 
+def waits_for_earlier(pods: Sequence[str]) -> str:
+    return cut(f"{leaving(pods)}; the new gang is made once they are gone, so that two never train at once.")
+
+
 def leaving(pods: Sequence[str]) -> str:
     be = "is" if len(pods) == 1 else "are"
     return cut(
@@ -258,8 +269,58 @@ def not_suspended() -> str:
     return "spec.suspend is false."
 
 
+def not_run_while_suspended() -> str:
+    return "The job is suspended: it holds no nodes. Set spec.suspend: false to go on."
+
+
+def suspending(pods: Sequence[str]) -> str:
+    return cut(f"spec.suspend is true: {_lower(leaving(pods))}. The job is suspended once they are gone.")
+
+
+def suspended(job: str, namespace: str, step: int | None, has_run: bool) -> str:
+    """`step`: of the newest checkpoint."""
+    if step is not None:
+        stands = f"training stands at the checkpoint of step {step}"
+    elif has_run:
+        stands = "no checkpoint of it is known, so training begins anew unless the program saved one by itself"
+    else:
+        stands = "it has not begun"
+    patch = """'{"spec":{"suspend":false}}'"""
+    return (
+        f"spec.suspend is true: no pod runs, {stands}. Go on with spec.suspend: false, for example kubectl patch bmj "
+        f"{job} -n {namespace} --type=merge -p {patch}"
+    )
+
+
+def resumed(attempt: int, step: int | None) -> str:
+    start = f"from the checkpoint of step {step}" if step is not None else "from the start"
+    return f"Resumed as attempt {attempt}, {start}; activeDeadlineSeconds counts anew."
+
+
 def no_checkpoint_yet() -> str:
     return "No checkpoint is known yet."
+
+
+def saved(step: int) -> str:
+    return f"The checkpoint of step {step} is committed; nothing is to be done."
+
+
+def save_failed(text: str, step: int | None) -> str:
+    return cut(
+        f"The last save failed, training goes on: {_quoted(text, 700)}. {_newest(step)} Check the store: its room, its "
+        "login and its network; the next save is tried at its time."
+    )
+
+
+def checkpoint_corrupt(text: str, step: int | None) -> str:
+    return cut(
+        f"A checkpoint could not be used, the one before it was: {_quoted(text, 700)}. {_newest(step)} Check the store "
+        "for what changes or cuts files; the next save heals this."
+    )
+
+
+def _newest(step: int | None) -> str:
+    return f"The newest good one is of step {step}." if step is not None else "There is no good one yet."
 
 
 def as_wanted(size: int) -> str:
@@ -404,16 +465,28 @@ def running(size: int) -> str:
     return f"All {_pods(size)} run."
 
 
-def pod_replaced(name: str, why: str) -> str:
-    return cut(f"{_quoted(why, 700)}; {name} takes its place.")
+def pod_replaced(name: str, why: str, log: str | None) -> str:
+    return cut(f"{_quoted(why, 600)}; {name} takes its place.{_last_line(log)}")
 
 
-def attempt_failed(attempt: int, why: str) -> str:
-    return cut(f"Attempt {attempt} is over: {_quoted(why, 700)}. Attempt {attempt + 1} follows.")
+def attempt_failed(attempt: int, why: str, log: str | None) -> str:
+    return cut(f"Attempt {attempt} is over: {_quoted(why, 600)}. Attempt {attempt + 1} follows.{_last_line(log)}")
+
+
+def restarted(why: str, log: str | None) -> str:
+    return cut(f"{_quoted(why, 600).rstrip('.')}; all ranks go on from the last checkpoint.{_last_line(log)}")
+
+
+def _last_line(log: str | None) -> str:
+    lines = (log or "").strip().splitlines()
+    return f" Last line of its log: {_quoted(lines[-1], 250)}" if lines else ""
 
 
 def resized(before: int, after: int) -> str:
-    return f"spec.nodes changed from {before} to {after}; a new gang of {_pods(after)} is made"
+    return (
+        f"spec.nodes changed from {before} to {after}: the gang saves a checkpoint and leaves, and {_pods(after)} go "
+        "on from it"
+    )
 
 
 def released(seconds: int) -> str:
@@ -435,6 +508,10 @@ def _listed(items: Sequence[object], most: int = 5) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
 
 
 def last_lines(text: str, limit: int) -> str:

@@ -65,7 +65,7 @@ class ObservedPod:
     deleted_until: datetime | None = None  # the end of its grace, once somebody deleted it
     disrupted: str | None = None  # reason of its DisruptionTarget condition
     told_to_stop_at: datetime | None = None  # disrupted or deleted, while its container ran
-    unreachable: bool = False  # deleted by the taint of a node that is not Ready: nobody there will end it
+    unreachable: bool = False  # deleted, on a node that is not Ready: nobody there will end it
     reason: str | None = None  # status.reason, such as Evicted
     message: str | None = None
     waiting: Waiting | None = None
@@ -218,7 +218,12 @@ def _pod(manifest: Manifest, job: str, uid: str, launched: bool) -> ObservedPod 
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
     disrupted = disruption.get("reason") or "Disrupted" if disruption.get("status") == "True" else None
-    ready = conditions.get("Ready", {}).get("status") == "True"
+    # The node controller marks the pods of a node that is not Ready: Ready alone, ContainersReady stays as the kubelet
+    # left it. Then it evicts them by taint. A pod that a live kubelet ends stays Ready until its process goes.
+    ready, containers_ready = (
+        conditions.get(kind, {}).get("status") == "True" for kind in ("Ready", "ContainersReady")
+    )
+    by_taint = disrupted == "DeletionByTaintManager"
     container: Mapping[str, Any] = next(
         (c for c in status.get("containerStatuses") or () if c.get("name") == CONTAINER), {}
     )
@@ -246,9 +251,7 @@ def _pod(manifest: Manifest, job: str, uid: str, launched: bool) -> ObservedPod 
         deleted_until=_time(deleted) if deleted else None,
         disrupted=disrupted,
         told_to_stop_at=told_to_stop_at,
-        # The node controller marks the pods of a node that is not Ready, then evicts them by taint. A pod that a live
-        # kubelet ends stays Ready until its process goes.
-        unreachable=bool(deleted) and disrupted == "DeletionByTaintManager" and "running" in state and not ready,
+        unreachable=bool(deleted) and "running" in state and not ready and (by_taint or containers_ready),
         reason=status.get("reason"),
         message=status.get("message"),
         waiting=_waiting(state.get("waiting")),

@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 from bigmodel.api import names
 from bigmodel.api.condition import Condition, JobCondition
-from bigmodel.api.job import ArtifactStatus, JobStatus, NodeCounts
+from bigmodel.api.job import ArtifactStatus, JobIncident, JobStatus, NodeCounts
 from bigmodel.api.job import Progress as ProgressStatus
 from bigmodel.api.progress import ArtifactSummary, Progress, RunPhase
 from bigmodel.controller.conditions import carried_to, find, is_true, set_condition, whole_seconds
-from bigmodel.controller.decision import Manifest, Rejection
-from bigmodel.controller.job import avoidance, goodput, messages
+from bigmodel.controller.decision import Rejection
+from bigmodel.controller.job import avoidance, checkpoint, goodput, messages
 from bigmodel.controller.job.accept import Problem, processes_per_node
 from bigmodel.controller.job.failure import Failure, total
-from bigmodel.controller.job.gang import Gang, arrange
+from bigmodel.controller.job.gang import Gang, arrange, still_runs
 from bigmodel.controller.job.incidents import clamped, merged, proven
 from bigmodel.controller.job.messages import POD_TROUBLES, Reason
 from bigmodel.controller.job.observe import ObservedJob, ObservedPod, Pulled
@@ -50,15 +50,15 @@ def of_problem(job: ObservedJob, problem: Problem, now: datetime) -> JobStatus:
 def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
     """A job that is under way. `counters` may be raised against what is written."""
     gang = arrange(job, counters)
-    status = _with_reported(job, counters, gang, now)
+    status = with_reports(job, counters, gang, now)
     if gang.all_run and status.running_time is None:
         status = status.model_copy(update={"running_time": whole_seconds(now)})
     told: dict[JobCondition, Told] = {
         JobCondition.ACCEPTED: ("True", Reason.ACCEPTED, messages.accepted(gang.size)),
-        JobCondition.ADMITTED: _admitted(job, gang),
-        JobCondition.RUNNING: _running(job, status, gang),
-        JobCondition.SUSPENDED: ("False", Reason.NOT_SUSPENDED, messages.not_suspended()),
-        JobCondition.CHECKPOINT_HEALTHY: ("Unknown", Reason.NO_CHECKPOINT_YET, messages.no_checkpoint_yet()),
+        JobCondition.ADMITTED: _admitted(job, gang, now),
+        JobCondition.RUNNING: _running(job, status, gang, now),
+        JobCondition.SUSPENDED: _not_suspended(job, status),
+        JobCondition.CHECKPOINT_HEALTHY: _checkpoint_healthy(job, status, gang),
         JobCondition.DEGRADED: _degraded(job, status, gang, now),
         JobCondition.PUBLISHED: ("Unknown", Reason.NOT_YET_PUBLISHED, messages.not_yet_published()),
     }
@@ -67,11 +67,44 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
         "nodes": _nodes(gang),
         "selector": f"{names.LABEL_JOB}={job.name}",
         "avoided_nodes": avoidance.still_avoided(counters.avoided_nodes, now),
-        "goodput": goodput.booked(job.status if job.status.start_time else counters, _first_step_at(gang, now), now),
-        "progress": _progress(gang, now) or status.progress,  # who starts anew has nothing to tell yet
     }
     conditions = _conditions(job.status.conditions, told, job.generation, now)
     return _summed_up(job, status.model_copy(update=update), conditions)
+
+
+def of_suspended(job: ObservedJob, now: datetime) -> JobStatus:
+    """A job that is to hold no pods: suspended once none runs any more."""
+    assert job.spec is not None
+    gang = arrange(job, job.status)
+    status = with_reports(job, job.status, gang, now)
+    leaving = [pod.name for pod in job.pods if still_runs(pod, now)]
+    reason = Reason.SUSPENDING if leaving else Reason.SUSPENDED
+    step = status.checkpoint.step if status.checkpoint is not None else None
+    text = (
+        messages.suspending(leaving)
+        if leaving
+        else messages.suspended(job.name, job.namespace, step, has_run=status.start_time is not None)
+    )
+    rests: Told = ("False", reason, messages.not_run_while_suspended())
+    told: dict[JobCondition, Told] = {
+        JobCondition.ACCEPTED: ("True", Reason.ACCEPTED, messages.accepted(job.spec.nodes)),
+        JobCondition.ADMITTED: rests,
+        JobCondition.RUNNING: rests,
+        JobCondition.SUSPENDED: ("False" if leaving else "True", reason, text),
+        JobCondition.CHECKPOINT_HEALTHY: _checkpoint_healthy(job, status, gang),
+        JobCondition.DEGRADED: rests,
+        JobCondition.PUBLISHED: ("Unknown", Reason.NOT_YET_PUBLISHED, messages.not_yet_published()),
+    }
+    none = NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}")
+    update = {"nodes": _nodes(gang) if leaving else none, "selector": f"{names.LABEL_JOB}={job.name}"}
+    conditions = _conditions(job.status.conditions, told, job.generation, now)
+    return _summed_up(job, status.model_copy(update=update), conditions)
+
+
+def is_suspended(status: JobStatus) -> bool:
+    """Told to be, whether or not its pods are gone yet: it goes on as a new attempt."""
+    condition = find(status.conditions, JobCondition.SUSPENDED)
+    return condition is not None and (condition.status == "True" or condition.reason == Reason.SUSPENDING)
 
 
 def of_complete(job: ObservedJob, counters: JobStatus, artifact: ArtifactSummary | None, now: datetime) -> JobStatus:
@@ -131,7 +164,8 @@ def throttled(job: ObservedJob, wanted: JobStatus, now: datetime) -> tuple[JobSt
     before = job.status
     if _without_volatile(wanted) != _without_volatile(before):
         return wanted, None
-    if wanted.nodes == before.nodes and _news(wanted.progress) == _news(before.progress):
+    known = wanted.nodes == before.nodes and wanted.checkpoint == before.checkpoint
+    if known and _news(wanted.progress) == _news(before.progress):
         return None, None  # goodput alone is no news
     booked_until = goodput.booked_until(before)
     age = (now - job.created).total_seconds()
@@ -141,26 +175,37 @@ def throttled(job: ObservedJob, wanted: JobStatus, now: datetime) -> tuple[JobSt
 
 
 def _without_volatile(status: JobStatus) -> JobStatus:
-    return status.model_copy(update={"progress": None, "goodput": None, "nodes": None})
+    """A new checkpoint is no more urgent than a new step; that saving fails, or works again, is."""
+    conditions = [
+        condition.model_copy(update={"message": ""}) if condition.type == JobCondition.CHECKPOINT_HEALTHY else condition
+        for condition in status.conditions
+    ]
+    update = {"progress": None, "goodput": None, "nodes": None, "checkpoint": None, "conditions": conditions}
+    return status.model_copy(update=update)
 
 
 def _news(progress: ProgressStatus | None) -> dict[str, Any] | None:
     return progress.model_dump(exclude={"updated_at"}) if progress is not None else None
 
 
-def wire(status: JobStatus) -> Manifest:
-    """As JSON, without a claim on what is not measured yet."""
-    written = status.wire()
-    for unknown in ("checkpointSeconds", "lostSeconds"):
-        if written.get("goodput", {}).get(unknown) == 0:
-            del written["goodput"][unknown]
-    return written
-
-
 # The conditions
 
 
-def _admitted(job: ObservedJob, gang: Gang) -> Told:
+def _not_suspended(job: ObservedJob, status: JobStatus) -> Told:
+    before = find(job.status.conditions, JobCondition.SUSPENDED)
+    if is_suspended(job.status):
+        step = status.checkpoint.step if status.checkpoint is not None else None
+        return "False", Reason.RESUMED, messages.resumed(status.attempt, step)
+    if before is not None and before.reason == Reason.RESUMED:
+        return "False", Reason.RESUMED, before.message
+    return "False", Reason.NOT_SUSPENDED, messages.not_suspended()
+
+
+def _checkpoint_healthy(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
+    return checkpoint.health(gang, status, find(job.status.conditions, JobCondition.CHECKPOINT_HEALTHY))
+
+
+def _admitted(job: ObservedJob, gang: Gang, now: datetime) -> Told:
     assert job.spec is not None
     scheduling = job.spec.scheduling
     if rejection := next((r for r in job.rejections if r.name in gang.names_wanted(job)), None):
@@ -170,6 +215,8 @@ def _admitted(job: ObservedJob, gang: Gang) -> Told:
     together = all(pod.group for pod in gang.pods)
     if gang.all_bound:
         return "True", Reason.ADMITTED, messages.admitted(gang.size, together, _place(job, gang))
+    if waits_for := _waits_for(gang, now):
+        return "Unknown", Reason.NOT_YET_CREATED, messages.waits_for_earlier(waits_for)
     if not gang.current and not gang.has_started:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
     texts = [pod.unschedulable for pod in gang.pods if pod.unschedulable]
@@ -203,9 +250,17 @@ def _rejected(rejection: Rejection) -> tuple[Reason, str]:
     return Reason.CHILD_REJECTED, messages.child_rejected(rejection.manifest_kind, rejection.name, rejection.message)
 
 
-def _running(job: ObservedJob, status: JobStatus, gang: Gang) -> Told:
+def _waits_for(gang: Gang, now: datetime) -> list[str]:
+    """Pods of earlier attempts that must end before this one's are made."""
+    return [] if gang.current else [pod.name for pod in gang.earlier if still_runs(pod, now)]
+
+
+def _running(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
     if not gang.current and not gang.has_started and gang.attempt <= 1:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
+    if waits_for := _waits_for(gang, now):
+        reason = Reason.RECOVERING if _incident(status) is not None else Reason.PODS_PENDING
+        return "False", reason, messages.waits_for_earlier(waits_for)
     if (trouble := _trouble(job, gang)) is not None:
         return "False", *trouble
     if gang.all_run:
@@ -226,8 +281,8 @@ def _running_gang(status: JobStatus, gang: Gang, before: Condition | None) -> To
             return "True", Reason.TRAINING, messages.training(gang.size)
         case RunPhase.PUBLISHING | RunPhase.DONE:
             return "True", Reason.PUBLISHING, messages.publishing()
-    if status.incidents:
-        return "True", Reason.RECOVERING, messages.recovering(status.incidents[-1].message)
+    if (incident := _incident(status)) is not None:
+        return "True", Reason.RECOVERING, messages.recovering(incident.message)
     return "True", Reason.PODS_RUNNING, messages.pods_running(gang.size)
 
 
@@ -258,9 +313,14 @@ def _why_not_whole(status: JobStatus, gang: Gang) -> str | None:
     leaving = [pod.name for pod in gang.pods if pod.deleted_until is not None and not pod.terminal]
     if leaving:
         return messages.leaving(leaving)
-    if not (gang.replacements or gang.attempt > 1):
-        return None
-    return status.incidents[-1].message if status.incidents else "a pod is replaced"
+    incident = _incident(status)
+    return incident.message if incident is not None else "a pod is replaced" if gang.replacements else None
+
+
+def _incident(status: JobStatus) -> JobIncident | None:
+    """The last one, which training recovers from; what was before a suspension is over."""
+    last = status.incidents[-1] if status.incidents else None
+    return last if last is not None and status.start_time is not None and last.at >= status.start_time else None
 
 
 def _trouble(job: ObservedJob, gang: Gang) -> tuple[Reason, str] | None:
@@ -323,9 +383,12 @@ _PHASES = {
 
 
 def phase(conditions: list[Condition]) -> str:
-    for ended in (JobCondition.COMPLETE, JobCondition.FAILED, JobCondition.SUSPENDED):
+    for ended in (JobCondition.COMPLETE, JobCondition.FAILED):
         if is_true(conditions, ended):
             return str(ended)
+    suspended = find(conditions, JobCondition.SUSPENDED)
+    if suspended is not None and suspended.reason in (Reason.SUSPENDED, Reason.SUSPENDING):
+        return "Suspended"
     running, admitted = find(conditions, JobCondition.RUNNING), find(conditions, JobCondition.ADMITTED)
     if not is_true(conditions, JobCondition.ACCEPTED) or running is None or admitted is None:
         return "Pending"
@@ -342,11 +405,14 @@ def _message(conditions: list[Condition]) -> str:
     for ended in (JobCondition.COMPLETE, JobCondition.FAILED):
         if ended in told:
             return told[ended].message
-    accepted, admitted, running = (
-        told[kind] for kind in (JobCondition.ACCEPTED, JobCondition.ADMITTED, JobCondition.RUNNING)
+    accepted, admitted, running, suspended = (
+        told[kind]
+        for kind in (JobCondition.ACCEPTED, JobCondition.ADMITTED, JobCondition.RUNNING, JobCondition.SUSPENDED)
     )
     if accepted.status != "True":
         return accepted.message
+    if suspended.reason in (Reason.SUSPENDED, Reason.SUSPENDING):
+        return suspended.message
     if admitted.status == "False" and not (admitted.reason == Reason.QUEUED and running.reason in POD_TROUBLES):
         return admitted.message
     if running.status == "Unknown":
@@ -366,7 +432,17 @@ def _nodes(gang: Gang) -> NodeCounts:
     )
 
 
-def _with_reported(job: ObservedJob, counters: JobStatus, gang: Gang, now: datetime) -> JobStatus:
+def with_reports(job: ObservedJob, counters: JobStatus, gang: Gang, now: datetime) -> JobStatus:
+    """With all that its pods told, and the ledger up to now. What raises a counter raises it from here."""
+    known = {
+        "checkpoint": checkpoint.newest(job, gang, now),
+        "goodput": goodput.booked(counters, gang.reported, now),
+        "progress": _progress(gang, now) or counters.progress,  # who starts anew has nothing to tell yet
+    }
+    return _with_incidents(job, counters.model_copy(update=known), gang, now)
+
+
+def _with_incidents(job: ObservedJob, counters: JobStatus, gang: Gang, now: datetime) -> JobStatus:
     """With what index 0 reports: restarts as maxima, since a coordinator counts on from what it was told."""
     progress = gang.reported
     if not gang.launched:

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bigmodel.controller.decision import Manifest, Rejection
-from tests.builders import NOON, a_job, a_last_word, a_progress, gave_up, seconds
+from tests.builders import NOON, a_checkpoint, a_job, a_last_word, a_progress, gave_up, seconds
 from tests.unit.controller.job.world import Crash, World
 
 SIZE = 3
@@ -61,6 +61,10 @@ GANG: dict[str, Callable[[World, int], object]] = {
     "a minute passes": lambda world, index: world.after(60),
     "more than the start deadline passes": lambda world, index: world.after(301),
     "the spec is edited": lambda world, index: _resize(world),
+    "it is suspended": lambda world, index: _suspend(world, True),
+    "it is resumed": lambda world, index: _suspend(world, False),
+    "it saves": lambda world, index: _saves(world),
+    "what was deleted saves and leaves": lambda world, index: _leaves(world),
     "a quota is used up": lambda world, index: _refuse(world, True),
     "the quota is raised": lambda world, index: _refuse(world, False),
     "somebody deletes the Service": lambda world, index: world.children.pop(("Service", "mlp-gyjmk"), None),
@@ -77,6 +81,27 @@ def _resize(world: World) -> None:
     if "finished" not in world.status:
         world.job["spec"]["nodes"] = SIZE + 1 - (world.job["spec"]["nodes"] - SIZE)
         world.job["metadata"]["generation"] += 1
+
+
+def _suspend(world: World, wanted: bool) -> None:
+    if "finished" not in world.status:
+        world.edit(suspend=wanted)
+
+
+def _saves(world: World) -> None:
+    if world.pulled is not None and world.pulled.progress is not None and 0 in _indexes(world):
+        step = world.pulled.progress.step
+        told = a_progress().with_(totalSteps=0, checkpoint=a_checkpoint(step, world.status["attempt"]))
+        world.tells(told.training(step, first_step_at=world.now))
+
+
+def _leaves(world: World) -> None:
+    for pod in world.pods():
+        phase = pod.get("status", {}).get("phase", "Pending")
+        if "deletionTimestamp" in pod["metadata"] and phase not in ("Succeeded", "Failed"):
+            index, attempt = (int(pod["metadata"]["labels"][f"bigmodel.io/{name}"]) for name in ("index", "attempt"))
+            word = a_last_word(index, attempt, 143, reason="Terminated", checkpoint=a_checkpoint(500, attempt))
+            world.ends(index, 143, word)
 
 
 def _refuse(world: World, refuses: bool) -> None:
@@ -134,6 +159,7 @@ def told(world: World, story: Story) -> World:
 def brought_to_its_end(world: World) -> World:
     """From here on nothing goes wrong."""
     _refuse(world, False)
+    _suspend(world, False)
     for _ in range(12):
         if "finished" in world.status:
             break
@@ -162,8 +188,12 @@ def check(world: World) -> None:
     ends = [c["type"] for c in status["conditions"] if c["type"] in ("Complete", "Failed")]
     assert len(ends) == (1 if "finished" in status else 0)
     ledger = status["goodput"]
-    booked = sum(value for name, value in ledger.items() if name.endswith("Seconds"))
-    assert NOON + seconds(booked) <= world.now
+    booked = {name: value for name, value in ledger.items() if name.endswith("Seconds")}
+    assert min(booked.values()) >= 0
+    assert NOON + seconds(sum(booked.values())) <= world.now
+    if world.status["phase"] == "Suspended" and not world.running():
+        assert world.condition("Suspended") == ("True", "Suspended")
+        assert (world.names("PodGroup"), status["nodes"]["summary"][:2]) == ([], "0/")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

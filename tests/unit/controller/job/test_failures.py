@@ -78,6 +78,21 @@ def test_a_new_attempt_counts_on_from_what_was_spent() -> None:
     assert '"spent":{"hang":0,"program":2}' in run
 
 
+def test_the_last_lines_of_the_first_failing_rank_outlive_it() -> None:
+    """A18."""
+    world = training_world().after(10)
+    log = "step 61\nCUDA error: device-side assert triggered"
+    told = a_progress().training(62, NOON + seconds(4)).with_(programRestarts=1, generation=2)
+    world.tells(told.incident(log=log, step=61, resumedFromStep=50, recoverySeconds=0.4)).settle()
+    incident = world.status["incidents"][-1]
+    assert (incident["log"], incident["step"], incident["resumedFromStep"]) == (log, 61, 50)
+    note = next(event.note for event in world.events if event.reason == "Restarted")
+    assert note == (
+        "rank 1 (index 1) was killed by SIGKILL; all ranks go on from the last checkpoint. Last line of its log: CUDA "
+        "error: device-side assert triggered"
+    )
+
+
 # One pod
 
 
@@ -170,6 +185,7 @@ def test_while_a_pod_is_replaced_the_job_is_degraded_and_recovering_and_then_tra
             "index": 1,
             "node": "node-2",
             "message": f"Pod {pod_name(1)} on node node-2 is on a node that is not Ready",
+            "step": 40,
             "resumedFromStep": 40,
             "recoverySeconds": 6,
         }
@@ -285,7 +301,7 @@ def test_two_pods_lost_at_once_cost_the_attempt() -> None:
     assert world.status["replacements"] == []
     assert world.status["restarts"] == {**NONE, "infrastructure": 1, "total": 1}
     assert world.names("PodGroup") == ["mlp-gyjmk-a2"]
-    assert {pod_name(0, 2), pod_name(1, 2)} < set(world.names()), "at once: the old ones are fenced, not waited for"
+    assert {pod_name(0, 2), pod_name(1, 2)} < set(world.names()), "at once: what is lost is fenced, not waited for"
     selector = world.children["Service", "mlp-gyjmk"]["spec"]["selector"]
     assert selector["bigmodel.io/attempt"] == "2"
     assert "AttemptFailed" in world.told
@@ -322,7 +338,8 @@ def test_what_still_runs_of_the_old_attempt_is_stopped_and_what_ended_is_kept_fo
     world = training_world(job=job).ends(0, 137, disrupted="EvictionByEvictionAPI").gone(1).settle()
     assert "deletionTimestamp" in world.children["Pod", pod_name(2)]["metadata"]
     assert pod_name(0) in world.names()
-    world.terminated().gone(0).gone(1).settle()
+    assert world.names("PodGroup") == [], "the new gang waits for the last pod of the old one"
+    world.terminated().settle().gone(0).gone(1).settle()
     assert world.status["attempt"] == 3
     assert pod_name(0) not in world.names()
 

@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, Any] = {
     "pods": ["mlp-gyjmk-a1-0"] * 1000,
     "waiting": list(range(1000)),
     "together": True,
+    "has_run": True,
 }
 NUMBERS = (
     "nodes",
@@ -32,6 +33,7 @@ NUMBERS = (
     "before",
     "after",
     "times",
+    "step",
 )
 SENTENCES = {
     name: function
@@ -54,7 +56,7 @@ def _arguments(function: Any, text: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", SENTENCES)
 def test_no_sentence_is_longer_than_a_condition_may_hold(name: str) -> None:
-    long_names = {"pod", "name", "secret", "namespace", "node", "kind", "uri", "digest", "short_digest", "field"}
+    long_names = {"pod", "name", "job", "secret", "namespace", "node", "kind", "uri", "digest", "short_digest", "field"}
     function = SENTENCES[name]
     arguments = _arguments(function, ENDLESS)
     arguments |= dict.fromkeys(long_names & set(arguments), "n" * 63)  # the API server bounds names

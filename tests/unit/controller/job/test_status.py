@@ -113,8 +113,12 @@ def test_the_ledger_sums_to_the_wall_time_and_ends_starts_at_the_first_step() ->
         "suspendedSeconds": 0,
         "startingSeconds": 9,
         "productiveSeconds": 11 + 30 + 30,
+        "checkpointSeconds": 0,
+        "lostSeconds": 0,
         "recoveringSeconds": 6,
         "publishingSeconds": 6,
+        "since": "2026-03-01T12:00:00Z",
+        "reported": {"checkpointSeconds": 0, "lostSeconds": 0, "recoveringSeconds": 6},
     }
     wall = sum(value for name, value in world.status["goodput"].items() if name.endswith("Seconds"))
     assert world.status["completionTime"] == "2026-03-01T12:01:35Z"
@@ -153,13 +157,6 @@ def test_the_printer_columns_of_a_job_that_waits_for_its_first_pods() -> None:
     assert world.status["nodes"]["summary"] == "0/2"
     assert world.status["selector"] == "bigmodel.io/job=mlp"
     assert world.status["goodput"]["summary"] == "0.0%"
-
-
-def test_nothing_is_claimed_of_what_is_not_measured() -> None:
-    world = training_world()
-    assert "lostSeconds" not in world.status["goodput"]
-    assert "checkpointSeconds" not in world.status["goodput"]
-    assert world.condition("CheckpointHealthy") == ("Unknown", "NoCheckpointYet")
 
 
 def test_a_status_that_another_version_wrote_keeps_its_attempt() -> None:

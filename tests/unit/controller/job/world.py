@@ -127,6 +127,7 @@ class World:
             if (rejection := self.refuse(manifest)) is not None:
                 self.rejections = (*self.rejections, rejection)
                 return
+            self._never_two_attempts(manifest)
             self._uids += 1
             child = copy.deepcopy(manifest)
             child["metadata"] |= {"uid": f"uid-{self._uids}", "creationTimestamp": time_text(self.now)}
@@ -136,6 +137,22 @@ class World:
                 child["spec"].pop("schedulingGroup", None)
             self.children[key] = child
             self._wrote(f"create {' '.join(key)}")
+
+    def _never_two_attempts(self, manifest: Manifest) -> None:
+        """The rule of the launchers' store: two attempts would write checkpoints at once."""
+        if manifest["kind"] not in ("Pod", "PodGroup"):
+            return
+        attempt = int(manifest["metadata"]["labels"]["bigmodel.io/attempt"])
+        for (kind, name), pod in self.children.items():
+            if kind == "Pod" and int(pod["metadata"]["labels"]["bigmodel.io/attempt"]) < attempt:
+                assert not self._still_runs(pod), f"{manifest['metadata']['name']} is made while {name} runs"
+
+    def _still_runs(self, pod: Manifest) -> bool:
+        status, until = pod.get("status") or {}, pod["metadata"].get("deletionTimestamp")
+        conditions = {(c["type"], c["status"], c["reason"]) for c in status.get("conditions", [])}
+        lost = ("DisruptionTarget", "True", "DeletionByTaintManager") in conditions and until
+        over = until is not None and datetime.fromisoformat(until) <= self.now
+        return status.get("phase") not in ("Succeeded", "Failed") and not lost and not over
 
     def _default(self, child: Manifest) -> None:
         """As the API server does."""
@@ -262,6 +279,12 @@ class World:
         self._status(self.pod(index), phase="Failed", reason=reason, message=message)
         return self
 
+    def edit(self, **spec: Any) -> World:
+        """As kubectl patch does; None removes a field."""
+        self.job["spec"] = {name: value for name, value in (self.job["spec"] | spec).items() if value is not None}
+        self.job["metadata"]["generation"] += 1
+        return self
+
     def deleted(self, index: int) -> World:
         """As kubectl delete does."""
         self._delete(self.pod(index))
@@ -280,6 +303,13 @@ class World:
         self._condition(pod, "DisruptionTarget", "True", "DeletionByTaintManager")
         pod["metadata"]["deletionTimestamp"] = time_text(self.now + timedelta(seconds=60))
         pod["metadata"]["deletionGracePeriodSeconds"] = 60
+        return self
+
+    def node_not_ready(self, index: int) -> World:
+        """The node controller takes the word of a kubelet that is silent back: Ready, and nothing else."""
+        pod = self.pod(index)
+        self._condition(pod, "ContainersReady", "True")
+        self._condition(pod, "Ready", "False")
         return self
 
     def terminated(self) -> World:
