@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from tests.api.controller import connections_closed
 from tests.api.kubectl import Kubectl
 from tests.cluster import api_server as control_plane
 from tests.cluster.build import cluster_programs
@@ -34,11 +34,6 @@ def kubectl(api_server: Path) -> Kubectl:
 
 @pytest_asyncio.fixture(autouse=True)
 async def connections_end_before_their_loop() -> AsyncIterator[None]:
-    """A task that is cancelled while its TLS connection is being made leaves that to the loop, which needs some
-    milliseconds more to say farewell; torn down first, it would leave an open socket to the collector.
-    """
+    """Torn down last; a loop that ends first leaves open sockets to the collector, and to somebody else's test."""
     yield
-    watched = asyncio.get_running_loop()._selector.get_map()  # type: ignore[attr-defined]
-    async with asyncio.timeout(10):
-        while len(watched) > 1:  # noqa: ASYNC110  the loop's own pipe; nobody tells when another goes
-            await asyncio.sleep(0.01)
+    await connections_closed()

@@ -41,14 +41,14 @@ def api_server() -> Iterator[Path]:
         server = f"https://{ADDRESS}:{api_port}"
         issue_all(certificates, server, [ADDRESS, "localhost"], nodes={})
         stack.enter_context(
-            _bound_to_us(etcd_command(programs, folder / "etcd", etcd_port, peer_port), folder / "etcd.log")
+            bound_to_us(etcd_command(programs, folder / "etcd", etcd_port, peer_port), folder / "etcd.log")
         )
         command = [
             *apiserver_command(programs, certificates, etcd_port, ADDRESS, api_port),
             "--endpoint-reconciler-type=none",  # loopback may not be the endpoint of a Service
             "--disable-admission-plugins=ServiceAccount",  # nobody would make the account that it insists on
         ]
-        process = stack.enter_context(_bound_to_us(command, folder / "kube-apiserver.log"))
+        process = stack.enter_context(bound_to_us(command, folder / "kube-apiserver.log"))
         client = Client(server, certificates)
 
         def log_end() -> str:
@@ -73,8 +73,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def _bound_to_us(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with this block, and is killed by the kernel should this process be killed first."""
+def bound_to_us(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with this block, its output in `log`; the kernel kills it should this process be killed."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             ["setpriv", "--pdeathsig=KILL", "--", *command],
