@@ -18,14 +18,17 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from bigmodel.api.job import Optimizer, Recipe
+from bigmodel.api.job import Checkpoint, Optimizer, Recipe
 from bigmodel.api.names import DATASETS_DIRECTORY
+from bigmodel.trainer.checkpoint.cadence import Cadence
 from bigmodel.trainer.data import datasets
 from bigmodel.trainer.loop import TrainState, train
+from bigmodel.trainer.notices import Notices
 from bigmodel.trainer.optimizers import VARIANTS, build_optimizer
 from bigmodel.trainer.process import seed_everything
 from bigmodel.trainer.recipes import mlp
 from bigmodel.trainer.report import Reporter
+from bigmodel.trainer.saving import Saving
 
 
 def measure(recipe: Recipe, data: datasets.Dataset, group: dist.ProcessGroup) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def measure(recipe: Recipe, data: datasets.Dataset, group: dist.ProcessGroup) ->
     model = DistributedDataParallel(task.model, process_group=group, forward_sync_buffers=False)
     state = TrainState(model, build_optimizer(recipe.optimizer, model.parameters(), task.learning_rates))
     wall, cpu = time.perf_counter(), time.process_time()
-    metrics = train(task, recipe, state, group, torch.device("cpu"), Reporter(0, 1, None, time.monotonic))
+    report = Reporter(0, 1, None, time.monotonic)
+    saving = Saving(None, Cadence(Checkpoint()), Notices(None), report, time.monotonic)
+    metrics = train(task, recipe, state, group, torch.device("cpu"), report, saving)
     steps = {"wall": (time.perf_counter() - wall) / state.step, "cpu": (time.process_time() - cpu) / state.step}
     return {
         "seed": recipe.seed,

@@ -8,8 +8,8 @@ Keys are relative to the URI the store was opened with. Create-only writes are w
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
@@ -61,6 +61,9 @@ class Store(Protocol):
     def put(self, key: str, source: Path) -> None:
         """Write a whole file, over whatever was there."""
 
+    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+        """Write what lies in memory, one part after the other, over whatever was there."""
+
     def create(self, key: str, data: bytes) -> None:
         """Write only if nothing is there, atomically. Raises AlreadyExists."""
 
@@ -72,6 +75,9 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
         """(key, size in bytes) of everything below `prefix`, a directory, sorted."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects, in that order. What is not there is no error."""
 
 
 def open_store(location: StoreLocation, environ: Mapping[str, str]) -> Store:
@@ -125,6 +131,10 @@ class Bucket:
         with self._mapped(key):
             obstore.put(self._store, key, source)
 
+    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+        with self._mapped(key):
+            obstore.put(self._store, key, iter(parts))
+
     def create(self, key: str, data: bytes) -> None:
         with self._mapped(key):
             obstore.put(self._store, key, data, mode="create")
@@ -147,6 +157,11 @@ class Bucket:
             return sorted(
                 (meta["path"], meta["size"]) for page in obstore.list(self._store, prefix or None) for meta in page
             )
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:  # one by one: a bulk request has no order
+            with self._mapped(key), suppress(FileNotFoundError):
+                obstore.delete(self._store, key)
 
     @contextmanager
     def _mapped(self, key: str) -> Iterator[None]:
@@ -187,6 +202,13 @@ class Directory:
             _flush(staged)
             Path(staged.name).replace(self._root / key)
 
+    def write(self, key: str, parts: Sequence[memoryview]) -> None:
+        with self._mapped(key), self._staged(key) as staged:
+            for part in parts:
+                staged.write(part)
+            _flush(staged)
+            Path(staged.name).replace(self._root / key)
+
     def create(self, key: str, data: bytes) -> None:
         with self._mapped(key), self._staged(key) as staged:
             staged.write(data)
@@ -206,6 +228,15 @@ class Directory:
         with self._mapped(prefix):
             files = [path for path in (self._root / prefix).rglob("[!.]*") if path.is_file()]
             return sorted((path.relative_to(self._root).as_posix(), path.stat().st_size) for path in files)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            with self._mapped(key):
+                path = self._root / key
+                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a bucket has no empty directories either; one that is in use stays
+                    while (path := path.parent) != self._root:
+                        path.rmdir()
 
     @contextmanager
     def _staged(self, key: str) -> Iterator[IO[bytes]]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from bigmodel.trainer.losses import Loss
 from bigmodel.trainer.process import seed_everything
 from bigmodel.trainer.recipes.task import Samples, Task
 from bigmodel.trainer.report import Reporter
+from bigmodel.trainer.saving import Saving, Wish
 from bigmodel.trainer.schedules import factor
 
 log = logging.getLogger(__name__)
@@ -36,19 +38,27 @@ EVALUATION_BATCH = 1024
 
 @dataclass
 class TrainState:
-    """All that a resumed run needs: what was learned, and how many updates were made. Data order and random numbers
-    follow from `step`.
+    """All that a resumed run needs: what was learned, and how many updates were made.
+
+    Nothing else, because everything else is a function of seed and step: the samples of a batch (`Order`), the random
+    numbers of a step (`seed_everything`), the learning rate (`schedules.factor`). The target needs no memory either:
+    a run that had reached it is over.
     """
 
     model: DistributedDataParallel
     optimizer: Optimizer
     step: int = 0
 
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint holds; the step stands in its manifest."""
+        return {"model": self.model, "optimizer": self.optimizer}
+
 
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # mean over the G samples, before the update, equal on all ranks
     gradient_norm: float | None  # L2 before clipping; None where clipping is off
+    wish: Wish  # of all ranks together
 
 
 def train(
@@ -58,11 +68,14 @@ def train(
     data: dist.ProcessGroup,
     device: torch.device,
     report: Reporter,
+    saving: Saving,
 ) -> dict[str, float]:
-    """Train to the last step or the target. Returns the validation metrics of the parameters in `state`. Collective
-    over `data`.
+    """Train to the last step or the target, from the newest checkpoint on. Returns the validation metrics of the
+    parameters in `state`. Collective over `data`, and over the group of `saving`.
 
-    Raises: NonFiniteStep on every rank, before any parameter changed; InvalidRecipe.
+    The model is published after the end, so no checkpoint is made there.
+    Raises: NonFiniteStep on every rank, before any parameter changed; InvalidRecipe; SystemExit(143) on every rank
+            where the gang was told to leave, after a checkpoint.
     """
     rank, ranks = dist.get_rank(data), dist.get_world_size(data)
     order = Order(len(task.train), recipe.batch_size, recipe.seed)
@@ -71,6 +84,8 @@ def train(
     report.total_steps = total_steps
     evaluate_every = max(1, total_steps // EVALUATIONS)
     metrics: dict[str, float] = {}
+    state.step = max(state.step, saving.resume(state.kept()))
+    settle_buckets(task, state, device)
     while state.step < total_steps:
         # For dropout: new at each step and rank, and the same after a restart.
         seed_everything(recipe.seed, state.step, rank)
@@ -85,6 +100,7 @@ def train(
             data=data,
             clip_norm=recipe.clip_norm,
             entering_collective=report.in_collective,
+            wish=saving.wish(state.step + 1),
         )
         state.step += 1
         if state.step % evaluate_every == 0 or state.step == total_steps:
@@ -94,8 +110,22 @@ def train(
         if recipe.target is not None and reached(recipe.target, metrics):
             log.info("target reached at step %d: %s", state.step, _words(metrics))
             break
+        saving.obey(result.wish, state.kept(), state.step, last=state.step == total_steps)
     # Nothing left to do for a run that was taken up after its last step: it is evaluated all the same.
     return metrics or evaluate(state.model.module, task.validation, task.metrics, data, device)
+
+
+def settle_buckets(task: Task, state: TrainState, device: torch.device) -> None:
+    """Have DDP make the gradient buckets that it will use. Collective; changes no parameter.
+
+    It makes them anew after its first backward, in the order in which gradients came. Where a gradient lies decides in
+    which order three ranks or more add it up, hence its last bits: without this the first step after a restart would
+    differ from the same step of a run that was not interrupted.
+    """
+    state.model.eval()  # no dropout, no running statistics
+    inputs, targets = rows(task.train, np.arange(0), device)
+    task.loss(state.model(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
+    state.optimizer.zero_grad()
 
 
 def train_step(
@@ -107,11 +137,13 @@ def train_step(
     data: dist.ProcessGroup,
     clip_norm: float,
     entering_collective: Callable[[], None],
+    wish: Wish,
 ) -> StepResult:
     """Update the parameters once, from one global batch. Collective: every rank of `data` must call it.
 
     Args:   batch: this rank's micro-batches, (inputs_B…, targets_B…) on its device; all but the last only accumulate
             gradients. clip_norm: largest L2 norm of the gradient over all parameters, 0 for no limit.
+            wish: of this rank; travels with the loss, so that asking for a checkpoint costs no collective of its own.
     Raises: NonFiniteStep on every rank, before any parameter changed.
     Source: clipping by norm, Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
@@ -130,31 +162,34 @@ def train_step(
                 entering_collective()
             scaled.backward()  # type: ignore[no-untyped-call]
         loss_sum = loss_sum + losses.detach().sum().to("cpu", torch.float64)
-    global_sum = _sum_if_finite(float(loss_sum), state.step, data)
+    global_sum, agreed = _vote(float(loss_sum), wish, state.step, data)
     gradient_norm = None
     if clip_norm > 0:
         gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm))
         if not math.isfinite(gradient_norm):  # gradients are equal on all ranks by now, so all of them see it
             raise NonFiniteStep(f"step {state.step}: the gradient's norm is {gradient_norm}; {ADVICE}")
     state.optimizer.step()
-    return StepResult(global_sum / global_samples, gradient_norm)
+    return StepResult(global_sum / global_samples, gradient_norm, agreed)
 
 
 ADVICE = "parameters are those of the step before; lower learningRate, add warmupSteps or set clipNorm"
 
 
-def _sum_if_finite(loss_sum: float, step: int, data: dist.ProcessGroup) -> float:
-    """The sum over all ranks. One small all_reduce tells all of them which rank, if any, has no finite loss."""
+def _vote(loss_sum: float, wish: Wish, step: int, data: dist.ProcessGroup) -> tuple[float, Wish]:
+    """The sum over all ranks, and what any of them wishes. One small all_reduce also tells all of them which rank, if
+    any, has no finite loss.
+    """
     rank, ranks = dist.get_rank(data), dist.get_world_size(data)
     finite = math.isfinite(loss_sum)
-    ballot = torch.zeros(1 + ranks, dtype=torch.float64)
-    ballot[0] = loss_sum if finite else 0.0
-    ballot[1 + rank] = 0.0 if finite else 1.0
+    ballot = torch.zeros(3 + ranks, dtype=torch.float64)
+    ballot[:3] = torch.tensor([loss_sum if finite else 0.0, wish.save, wish.leave], dtype=torch.float64)
+    ballot[3 + rank] = not finite
     dist.all_reduce(ballot, group=data)
-    culprits = [str(index) for index in range(ranks) if ballot[1 + index] > 0]
+    total, save, leave, *infinite = ballot.tolist()
+    culprits = [str(index) for index, votes in enumerate(infinite) if votes > 0]
     if culprits:
         raise NonFiniteStep(f"step {step}: the loss of rank {', '.join(culprits)} is not a finite number; {ADVICE}")
-    return float(ballot[0])
+    return total, Wish(save=save > 0, leave=leave > 0)
 
 
 @torch.no_grad()

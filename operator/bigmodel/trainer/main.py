@@ -8,25 +8,33 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from bigmodel.api.job import Data, Recipe
 from bigmodel.api.names import DATASETS_DIRECTORY, ENV_GENERATION, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
 from bigmodel.api.progress import ArtifactSummary, RunPhase
 from bigmodel.api.run import TrainingRun
-from bigmodel.artifact.stores import open_store
+from bigmodel.artifact.layout import checkpoints_key
+from bigmodel.artifact.stores import Store, open_store
+from bigmodel.trainer.checkpoint.cadence import Cadence
+from bigmodel.trainer.checkpoint.checkpoints import Checkpoints, checkpoint_group
 from bigmodel.trainer.data import datasets
 from bigmodel.trainer.errors import InvalidRecipe
 from bigmodel.trainer.loop import TrainState, train
 from bigmodel.trainer.mesh import build_mesh, degrees
+from bigmodel.trainer.notices import notices_of, outlive_sigterm
 from bigmodel.trainer.optimizers import build_optimizer
 from bigmodel.trainer.process import Rank, be_deterministic, choose_device, process_group, rank_of, seed_everything
 from bigmodel.trainer.publish import publish_model
 from bigmodel.trainer.recipes import mlp
 from bigmodel.trainer.recipes.task import Task
 from bigmodel.trainer.report import Reporter
+from bigmodel.trainer.saving import Saving
 
 log = logging.getLogger(__name__)
+
+GENERATIONS_OF_A_LIFE = 10_000  # each life of index 0 numbers them from its own multiple on
 
 RECIPES: dict[str, Callable[[Recipe, datasets.Dataset], Task]] = {"mlp": mlp.build}
 
@@ -37,6 +45,7 @@ def main() -> None:
     """
     if ENV_TRAINING_RUN not in os.environ:
         raise InvalidRecipe(f"{ENV_TRAINING_RUN} is not set; it holds the TrainingRun as JSON (bigmodel/api/run.py)")
+    outlive_sigterm(os.environ)
     rank = rank_of(os.environ, ENV_GENERATION)
     logging.basicConfig(
         level=logging.INFO if rank.local_rank == 0 else logging.WARNING,  # one voice for each pod
@@ -60,6 +69,7 @@ def run_rank(
     recipe = known_recipe(run)
     report.enter(RunPhase.STARTING)
     wanted = degrees(run.parallelism, rank.world_size)
+    store = open_store(run.store, environ)
     device = choose_device(rank)
     be_deterministic()
     with process_group(rank, device, run.budgets.hang_timeout_seconds, environ):
@@ -73,15 +83,42 @@ def run_rank(
         state = TrainState(model, build_optimizer(recipe.optimizer, model.parameters(), task.learning_rates))
         if rank.rank == 0:
             log_start(task, recipe, wanted.data, str(device))
-        metrics = train(task, recipe, state, data_ranks, device, report)
+        saving = saving_of(run, checkpoint_group(), store, report, environ)
+        metrics = train(task, recipe, state, data_ranks, device, report, saving)
     summary = None
     if rank.rank == 0:
         report.enter(RunPhase.PUBLISHING)
-        summary = publish_model(run, task, state.step, metrics, open_store(run.store, environ))
+        summary = publish_model(run, task, state.step, metrics, store)
         log.info("published %s (%d bytes): %s", summary.uri, summary.size_bytes, summary.digest)
         log.info("%s", ", ".join(f"{metric.name} {metric.value}" for metric in summary.metrics))
+        saving.published(run.checkpoint.keep_after_success)
     report.enter(RunPhase.DONE, artifact=summary)
     return summary
+
+
+def saving_of(
+    run: TrainingRun, group: dist.ProcessGroup, store: Store, report: Reporter, environ: Mapping[str, str]
+) -> Saving:
+    """The checkpoints of a run, as its spec and its launcher want them."""
+    spent = run.budgets.spent
+    return Saving(
+        Checkpoints(
+            store,
+            checkpoints_key(run.namespace, run.job, run.uid),
+            group,
+            run.attempt,
+            report.generation if ENV_GENERATION in environ else None,
+            run.checkpoint.keep,
+        ),
+        # Every attempt after the first and every generation after an attempt's first began with a failure.
+        Cadence(
+            run.checkpoint,
+            failures=spent.program + spent.hang + run.attempt - 1 + report.generation % GENERATIONS_OF_A_LIFE - 1,
+        ),
+        notices_of(environ),
+        report,
+        time.monotonic,
+    )
 
 
 def known_recipe(run: TrainingRun) -> Recipe:

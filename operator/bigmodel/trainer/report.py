@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bigmodel.api.model import Metric
-from bigmodel.api.progress import ArtifactSummary, RankReport, RunPhase
+from bigmodel.api.progress import ArtifactSummary, CheckpointSummary, RankReport, RunPhase
 
 INTERVAL_SECONDS = 0.1
+ERROR_CHARACTERS = 1024  # stands in every heartbeat
 
 
 def metric_list(values: Mapping[str, float]) -> list[Metric]:
@@ -30,6 +31,8 @@ class Reporter:
     path: str | None
     clock: Callable[[], float]
     total_steps: int = 0
+    checkpoint_error: str | None = None  # told until a save succeeds
+    checkpoint_seconds: float = 0.0  # training was blocked by saves, in this process
     _step: int = 0
     _phase: RunPhase = RunPhase.STARTING
     _metrics: dict[str, float] = field(default_factory=dict)
@@ -41,10 +44,20 @@ class Reporter:
         if self._socket is not None:
             self._socket.close()
 
-    def enter(self, phase: RunPhase, artifact: ArtifactSummary | None = None) -> None:
-        """Always goes out, and waits for room in the launcher's queue: an artefact is told once."""
+    def enter(
+        self,
+        phase: RunPhase,
+        artifact: ArtifactSummary | None = None,
+        checkpoint: CheckpointSummary | None = None,
+    ) -> None:
+        """Always goes out, and waits for room in the launcher's queue: artefact and checkpoint are told once."""
         self._phase = phase
-        self._send(self._report(artifact=artifact), wait=True)
+        self._send(self._report(artifact=artifact, checkpoint=checkpoint), wait=True)
+
+    def resumed(self, step: int, checkpoint: CheckpointSummary) -> None:
+        """`step` updates were made by an earlier process and loaded; still Starting, until one is made here."""
+        self._step = step
+        self.enter(self._phase, checkpoint=checkpoint)
 
     def stepped(self, step: int, values: Mapping[str, float]) -> None:
         """`step` updates are made. The first one of a process is what Training begins with."""
@@ -60,7 +73,12 @@ class Reporter:
         if self._phase is RunPhase.TRAINING:
             self._send_if_due(self._report(in_collective=True))
 
-    def _report(self, in_collective: bool = False, artifact: ArtifactSummary | None = None) -> RankReport:
+    def _report(
+        self,
+        in_collective: bool = False,
+        artifact: ArtifactSummary | None = None,
+        checkpoint: CheckpointSummary | None = None,
+    ) -> RankReport:
         return RankReport(
             rank=self.rank,
             generation=self.generation,
@@ -70,6 +88,9 @@ class Reporter:
             in_collective=in_collective,
             metrics=metric_list(self._metrics),
             artifact=artifact,
+            checkpoint=checkpoint,
+            checkpoint_error=self.checkpoint_error and self.checkpoint_error[:ERROR_CHARACTERS],
+            checkpoint_seconds=self.checkpoint_seconds,
         )
 
     def _send_if_due(self, report: RankReport) -> None:

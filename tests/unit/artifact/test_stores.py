@@ -64,6 +64,21 @@ def test_of_many_that_create_at_once_exactly_one_wins(store: stores.Store):
     assert store.read("race", 10) == f"{winners[0]}".encode()
 
 
+def test_what_lies_in_memory_is_written_in_order_over_what_was_there(store: stores.Store):
+    for parts in ([b"old"], [LARGE, b"", b"end"], []):
+        store.write("a/b/file", [memoryview(part) for part in parts])
+        assert b"".join(store.chunks("a/b/file")) == b"".join(parts)
+
+
+def test_delete_removes_what_is_there_and_nothing_else(store: stores.Store):
+    for key in ("a/1", "a/b/2", "a/b/3", "c/d/4"):
+        store.create(key, b"x")
+    store.delete(["a/b/3", "a/b/3", "nothing/here", "c/d/4"])
+    assert [key for key, _ in store.list("")] == ["a/1", "a/b/2"]
+    store.create("c/d/4", b"again")
+    assert store.read("c/d/4", 9) == b"again"
+
+
 @pytest.mark.parametrize("read", [lambda s: s.read("x/y", 1), lambda s: list(s.chunks("x/y"))], ids=["read", "chunks"])
 def test_what_is_not_there_is_not_found(store: stores.Store, read):
     with pytest.raises(ObjectNotFound, match="x/y"):
@@ -117,6 +132,14 @@ def test_a_directory_that_is_no_directory_is_not_found(tmp_path: Path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ObjectNotFound):
         open_store(StoreLocation(uri=f"file://{tmp_path}/file"), {}).read("x", 1)
+
+
+def test_a_directory_keeps_no_empty_directories(tmp_path: Path):
+    store = open_store(StoreLocation(uri=f"file://{tmp_path}/store"), {})
+    store.create("a/b/c", b"x")
+    store.create("a/d", b"x")
+    store.delete(["a/b/c"])
+    assert [path.name for path in (tmp_path / "store/a").iterdir()] == ["d"]
 
 
 def test_a_failed_put_into_a_directory_leaves_nothing(tmp_path: Path):

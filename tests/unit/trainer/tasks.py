@@ -9,8 +9,12 @@ from torch import nn
 from bigmodel.api.job import Checkpoint, Output, Parallelism, Recipe
 from bigmodel.api.run import Budgets, StoreLocation, TrainingRun
 from bigmodel.artifact.manifest import Dimension, Signature, Tensor, digest_of
+from bigmodel.trainer.checkpoint.cadence import Cadence
 from bigmodel.trainer.losses import mae, mse
+from bigmodel.trainer.notices import Notices
 from bigmodel.trainer.recipes.task import Samples, Task
+from bigmodel.trainer.report import Reporter
+from bigmodel.trainer.saving import Saving
 
 INPUTS = 5
 
@@ -42,6 +46,10 @@ def a_run(store: str, **changes: Any) -> TrainingRun:
         "image": "trainer:1",
     }
     return TrainingRun(**(fields | changes))
+
+
+def no_saving(report: Reporter) -> Saving:
+    return Saving(None, Cadence(Checkpoint()), Notices(None), report, lambda: 0.0)
 
 
 def a_task(model: nn.Module | None = None, train: int = 21, **changes: Any) -> Task:

@@ -17,7 +17,7 @@ from bigmodel.trainer.losses import mse
 from bigmodel.trainer.optimizers import build_optimizer
 from bigmodel.trainer.recipes.task import Task
 from bigmodel.trainer.report import Reporter
-from tests.unit.trainer.tasks import a_recipe, a_task
+from tests.unit.trainer.tasks import a_recipe, a_task, no_saving
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ class Trained:
         self.metrics: dict[str, float] = {}
 
     def run(self) -> "Trained":
-        self.metrics = train(self.task, self.recipe, self.state, self.alone, CPU, self.report)
+        self.metrics = train(self.task, self.recipe, self.state, self.alone, CPU, self.report, no_saving(self.report))
         return self
 
     @property

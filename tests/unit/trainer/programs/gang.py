@@ -22,7 +22,7 @@ from bigmodel.trainer.loop import TrainState, train
 from bigmodel.trainer.mesh import build_mesh, degrees
 from bigmodel.trainer.optimizers import build_optimizer
 from bigmodel.trainer.report import Reporter
-from tests.unit.trainer.tasks import a_recipe, a_run, a_task
+from tests.unit.trainer.tasks import a_recipe, a_run, a_task, no_saving
 
 
 class PoisonedAt(nn.Module):
@@ -51,7 +51,9 @@ def run(rank: int, ranks: int, store: str, recipe: dict[str, Any], poison: list[
     )
     state = TrainState(model, build_optimizer(wanted.optimizer, model.parameters(), task.learning_rates))
     try:
-        metrics: dict[str, float] | None = train(task, wanted, state, data, torch.device("cpu"), report)
+        metrics: dict[str, float] | None = train(
+            task, wanted, state, data, torch.device("cpu"), report, no_saving(report)
+        )
         error = None
     except NonFiniteStep as stopped:
         metrics, error = None, str(stopped)
