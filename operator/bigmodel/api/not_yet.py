@@ -50,11 +50,6 @@ TABLE: tuple[NotYet, ...] = (
     _only("spec.parallelism.shard", 1),
     _only("spec.parallelism.tensor", 1),
     _only("spec.parallelism.pipeline", 1),
-    _without("spec.checkpoint.everySeconds"),
-    _without("spec.checkpoint.everySteps"),
-    _without("spec.checkpoint.auto"),
-    _only("spec.checkpoint.keep", 3),
-    _only("spec.checkpoint.keepAfterSuccess", 1),
     _without("spec.output.optimize"),
     _only("spec.output.export[]", "torch"),
     # BigModelService

@@ -22,8 +22,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["spec.recipe.compile: true is not served by this version: use false"],
     ),
     "a field with nothing in its place is to be left out": (
-        {"recipe": {"name": "mlp"}, "checkpoint": {"everySteps": 5}},
-        ["spec.checkpoint.everySteps is not served by this version: leave it out"],
+        {"recipe": {"name": "mlp"}, "output": {"optimize": [{"name": "int8"}]}},
+        ["spec.output.optimize is not served by this version: leave it out"],
     ),
     "an empty list is nothing": ({"recipe": {"name": "mlp"}, "output": {"optimize": []}}, []),
     "null is nothing": ({"recipe": {"name": "mlp"}, "script": None, "checkpoint": None}, []),

@@ -7,13 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bigmodel.api.names import ENV_GENERATION, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
-from bigmodel.api.progress import RankReport, RunPhase
+from bigmodel.api.names import ENV_GENERATION, ENV_NOTICE, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
+from bigmodel.api.progress import Notice, RankReport, RunPhase
 from bigmodel.api.run import StoreLocation, TrainingRun
 from bigmodel.artifact.fetch import read_manifest
 from bigmodel.artifact.stores import open_store
@@ -82,6 +83,39 @@ def test_a_rank_trains_reports_and_publishes(tmp_path: Path, launcher: socket.so
     metrics = {metric.name: float(metric.value) for metric in artifact.metrics}
     assert metrics["val_mse"] < metrics["baseline_mean_mse"]
     assert artifact.digest in output
+
+
+def test_a_rank_told_to_leave_saves_and_the_next_life_goes_on(tmp_path: Path, launcher: socket.socket):
+    """Fault 27: no step is lost. SIGTERM comes with the notice, and must not end the rank before it has saved."""
+    environment = {ENV_REPORT_SOCKET: str(tmp_path / "report"), ENV_NOTICE: str(tmp_path / "notice.json")}
+    run = a_run(f"file://{tmp_path}/store", recipe=a_mlp(steps=100_000))
+    process = start(run, **environment, **{ENV_GENERATION: "1"})
+    while RankReport.model_validate_json(launcher.recv(65536)).phase is not RunPhase.TRAINING:
+        pass
+    (tmp_path / "notice.part").write_text(Notice(request=1, leave=True).model_dump_json(by_alias=True))
+    (tmp_path / "notice.part").rename(tmp_path / "notice.json")
+    process.terminate()
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, output
+    left = []
+    launcher.settimeout(0)
+    with suppress(BlockingIOError):
+        while True:
+            left.append(RankReport.model_validate_json(launcher.recv(65536)))
+    launcher.settimeout(120)
+    saved = left[-1].checkpoint
+    assert saved is not None
+    assert (left[-2].phase, saved.step) == (RunPhase.CHECKPOINTING, left[-1].step)
+
+    (tmp_path / "notice.json").unlink()
+    run = a_run(f"file://{tmp_path}/store", recipe=a_mlp(steps=saved.step + 3))
+    process = start(run, **environment, **{ENV_GENERATION: "2"})
+    told = reports(launcher)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert [report.checkpoint for report in told if report.checkpoint] == [saved]
+    assert next(report.step for report in told if report.phase is RunPhase.TRAINING) == saved.step + 1
+    assert told[-1].artifact is not None
 
 
 def test_a_recipe_of_another_version_is_refused_with_the_known_ones():
