@@ -18,9 +18,11 @@ LABEL_JOB_UID = f"{GROUP}/job-uid"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 LABEL_INDEX = f"{GROUP}/index"
 LABEL_ACTIVE = f"{GROUP}/active"
+LABEL_WORKLOAD = f"{GROUP}/workload"  # on pods: the Kueue Workload whose quota they use
 LABEL_SERVICE = f"{GROUP}/service"
 LABEL_REVISION = f"{GROUP}/revision"
 ANNOTATION_HASH = f"{GROUP}/applied-hash"
+ANNOTATION_POD_SET = f"{GROUP}/pod-set"  # on a Kueue Workload: fingerprint of what it asks for
 
 # Ports of our own processes; Triton's are its defaults.
 PORT_PROGRESS = 8270
@@ -59,6 +61,11 @@ def job_service(job: str, uid: str) -> str:
 
 def pod_group(job: str, uid: str, attempt: int) -> str:
     return f"{job}-{short_uid(uid)}-a{attempt}"
+
+
+def workload(job: str, uid: str, attempt: int) -> str:
+    """Kueue's Workload, by the attempt that it was made for; it outlives that attempt."""
+    return pod_group(job, uid, attempt)
 
 
 def node_pod(job: str, uid: str, attempt: int, index: int, replacement: int = 0) -> str:

@@ -1,9 +1,9 @@
 """What a reconciler decides and the engine executes: plain values; deciding needs no cluster, executing needs no rule.
 
-The engine executes a Decision in this order: relabel, create, apply, delete; then one status write if it differs; then
-the events. A decision that raises a counter (attempt, restarts, replacements) carries no acts: the counter is written
-first, and the next pass, which starts at once, acts on what it finds written. A crash between the two loses nothing and
-counts nothing twice.
+The engine executes a Decision in this order: relabel, create, apply, delete, what it says in the status of children;
+then one status write if it differs; then the events. A decision that raises a counter (attempt, restarts, replacements)
+carries no acts: the counter is written first, and the next pass, which starts at once, acts on what it finds written. A
+crash between the two loses nothing and counts nothing twice.
 """
 
 from collections.abc import Mapping
@@ -34,6 +34,13 @@ POD_DISRUPTION_BUDGET = ResourceKind("PodDisruptionBudget", "policy/v1", "poddis
 CONTROLLER_REVISION = ResourceKind("ControllerRevision", "apps/v1", "controllerrevisions")
 HTTP_ROUTE = ResourceKind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
 NODE = ResourceKind("Node", "v1", "nodes", namespaced=False)
+# Of Kueue, in the newest version we know; discovery says which one is served.
+WORKLOAD = ResourceKind("Workload", "kueue.x-k8s.io/v1beta2", "workloads")
+RESOURCE_FLAVOR = ResourceKind("ResourceFlavor", "kueue.x-k8s.io/v1beta2", "resourceflavors", namespaced=False)
+WORKLOAD_PRIORITY_CLASS = ResourceKind(
+    "WorkloadPriorityClass", "kueue.x-k8s.io/v1beta2", "workloadpriorityclasses", namespaced=False
+)
+PRIORITY_CLASS = ResourceKind("PriorityClass", "scheduling.k8s.io/v1", "priorityclasses", namespaced=False)
 BIG_MODEL_JOB = ResourceKind("BigModelJob", "bigmodel.io/v1alpha1", "bigmodeljobs")
 BIG_MODEL_SERVICE = ResourceKind("BigModelService", "bigmodel.io/v1alpha1", "bigmodelservices")
 
@@ -72,6 +79,26 @@ class Relabel:
 
 
 @dataclass(frozen=True)
+class StatusApply:
+    """Our own part of the status of a child that another controller runs: server-side apply under our name."""
+
+    kind: ResourceKind
+    name: str
+    status: Manifest
+
+
+@dataclass(frozen=True)
+class StatusPatch:
+    """A change of what another controller wrote into a child's status: a merge patch of exactly this version of it."""
+
+    kind: ResourceKind
+    name: str
+    uid: str
+    version: str  # resourceVersion
+    status: Manifest
+
+
+@dataclass(frozen=True)
 class Event:
     """One line of the object's story, sent once for each transition. `about` makes its name deterministic."""
 
@@ -94,6 +121,7 @@ class Decision:
     # Changes of existing children, as whole manifests: server-side apply, skipped when the hash annotation matches.
     apply: tuple[Manifest, ...] = ()
     delete: tuple[Deletion, ...] = ()
+    child_status: tuple[StatusApply | StatusPatch, ...] = ()
     status: Manifest | None = None
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds; None: only when something changes

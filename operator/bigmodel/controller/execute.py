@@ -12,7 +12,16 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from bigmodel.api.names import ANNOTATION_HASH
-from bigmodel.controller.decision import Decision, Deletion, Manifest, Rejection, Relabel, ResourceKind
+from bigmodel.controller.decision import (
+    Decision,
+    Deletion,
+    Manifest,
+    Rejection,
+    Relabel,
+    ResourceKind,
+    StatusApply,
+    StatusPatch,
+)
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client
 from bigmodel.controller.kube.events import Recorder
@@ -56,6 +65,7 @@ class Executor:
         attempts = await self._create_in_order(owner, decision.create, now)
         attempts += await _together(self._apply(owner, manifest, now) for manifest in decision.apply)
         await _together(self._delete(owner, deletion) for deletion in decision.delete)
+        await _together(self._say(owner, said) for said in decision.child_status)
         if decision.status is not None:
             await self._write_status(kind, owner, decision.status)
         for event in decision.events:
@@ -151,6 +161,21 @@ class Executor:
             reflector.note_written(answer)
         else:
             reflector.note_removed(gone)
+
+    async def _say(self, owner: Manifest, said: StatusApply | StatusPatch) -> None:
+        """Where the child went meanwhile, nobody needs to be told."""
+        namespace = owner["metadata"]["namespace"]
+        try:
+            if isinstance(said, StatusApply):
+                metadata = {"namespace": namespace, "name": said.name}
+                body = {"apiVersion": said.kind.api_version, "kind": said.kind.kind, "metadata": metadata}
+                live = await self._client.apply(said.kind, {**body, "status": said.status}, "status")
+            else:
+                patch = {"metadata": {"uid": said.uid, "resourceVersion": said.version}, "status": said.status}
+                live = await self._client.merge_patch(said.kind, namespace, said.name, patch, "status")
+        except errors.NotFound:
+            return
+        self._reflectors[said.kind.kind].note_written(live)
 
     async def _delete_itself(self, owner: Manifest, deletion: Deletion) -> None:
         """The end of its time to live. Nothing reflects it: the next pass finds it gone."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bigmodel.api import names
@@ -40,6 +40,17 @@ class Placement:
     grouped: bool  # a PodGroup places them at once
     together_by: str | None = None  # label key of nodes, within whose one value the pods themselves ask to be
     avoided: tuple[str, ...] = ()  # nodes to take last
+
+
+@dataclass(frozen=True)
+class WorkloadRequest:
+    """How a gang queues."""
+
+    attempt: int  # names the Workload
+    queue: str
+    pod_set: str  # fingerprint of what is asked for
+    priority: Mapping[str, Any]  # the fields of the Workload's spec that say it
+    active: bool = True
 
 
 def resolved(job: ObservedJob, settings: Settings) -> Resolved:
@@ -105,6 +116,30 @@ def pod_group(job: ObservedJob, attempt: int, size: int) -> Manifest:
         **_kind(POD_GROUP),
         "metadata": _child(job, names.pod_group(job.name, job.uid, attempt), {names.LABEL_ATTEMPT: str(attempt)}),
         "spec": _given(spec),
+    }
+
+
+def workload(job: ObservedJob, settings: Settings, kind: ResourceKind, asked: WorkloadRequest) -> Manifest:
+    """What Kueue is asked for: quota for the whole gang, by what it reads of its pods."""
+    assert job.spec is not None
+    pinned = replace(job, status=job.status.model_copy(update={"resolved": resolved(job, settings)}))
+    pod = node_pod(pinned, settings, 1, job.spec.nodes, 0, 0, False)["spec"]
+    read = ("restartPolicy", "nodeSelector", "tolerations", "affinity", "priorityClassName", "schedulerName")
+    container = {name: value for name, value in pod["containers"][0].items() if name in ("name", "image", "resources")}
+    template = {name: pod[name] for name in read if name in pod} | {"containers": [container]}
+    metadata = _child(job, names.workload(job.name, job.uid, asked.attempt))
+    return {
+        **_kind(kind),
+        "metadata": {**metadata, "annotations": {names.ANNOTATION_POD_SET: asked.pod_set}},
+        "spec": _given(
+            {
+                "active": asked.active,
+                "queueName": asked.queue,
+                **asked.priority,
+                "maximumExecutionTimeSeconds": job.spec.active_deadline_seconds,
+                "podSets": [{"name": "main", "count": job.spec.nodes, "template": {"spec": template}}],
+            }
+        ),
     }
 
 

@@ -27,6 +27,9 @@ class Reason(StrEnum):
     CHILD_REJECTED = "ChildRejected"
     NAME_TAKEN = "NameTaken"
     POD_GROUP_NOT_SERVED = "PodGroupNotServed"
+    KUEUE_NOT_SERVED = "KueueNotServed"
+    QUEUE_MISCONFIGURED = "QueueMisconfigured"
+    QUOTA_TAKEN = "QuotaTaken"
     # Running
     PODS_PENDING = "PodsPending"
     PODS_RUNNING = "PodsRunning"
@@ -87,6 +90,8 @@ GANG_TROUBLES = frozenset(
         Reason.CHILD_REJECTED,
         Reason.NAME_TAKEN,
         Reason.POD_GROUP_NOT_SERVED,
+        Reason.KUEUE_NOT_SERVED,
+        Reason.QUEUE_MISCONFIGURED,
     }
 )
 
@@ -194,6 +199,45 @@ def pod_group_not_served() -> str:
         "spec.scheduling.gang is podGroup, and this cluster does not serve PodGroup of scheduling.k8s.io/v1beta1. "
         "Switch on "
         "its feature gate GenericWorkload, or use gang: auto."
+    )
+
+
+def joins_queue(queue: str) -> str:
+    return f"The job joins Kueue's queue {queue}; the gang starts once Kueue admits it."
+
+
+def in_queue(queue: str, workload: str, text: str, active: bool) -> str:
+    said = f": {_quoted(text)}" if text else ""
+    if not active:
+        way_out = f"Workload {workload} is stopped; set its spec.active to true to queue again."
+        return cut(f"Held back in Kueue's queue {queue}{said}. {way_out}")
+    return cut(f"Waits in Kueue's queue {queue}{said}. The gang starts once Kueue admits Workload {workload}.")
+
+
+def quota_taken(reason: str, text: str) -> str:
+    said = f": {_quoted(text)}" if text else ""
+    return cut(
+        f"Kueue took the quota back ({reason}){said}. The pods save a checkpoint and leave; the job queues again and "
+        "goes on from it."
+    )
+
+
+def kueue_not_served(queue: str) -> str:
+    return (
+        f"The label kueue.x-k8s.io/queue-name is {queue}, and this cluster serves no Workload of kueue.x-k8s.io "
+        "(v1beta2 or v1beta1) to this operator. Install Kueue, set the chart's value kueue.enabled to true, or take the "
+        "label away to start without a queue."
+    )
+
+
+def queue_misconfigured(text: str) -> str:
+    return cut(f"{_quoted(text)}. No pod is made before it can be read; this is tried again.")
+
+
+def admission_contradicts(what: str, name: str, known: str, value: str) -> str:
+    return cut(
+        f"Kueue's admission wants {what} {name}={value} on the pods, where {known} is set already; it may only add. "
+        "Correct the ResourceFlavor, the admission check or the job."
     )
 
 

@@ -16,11 +16,14 @@ from bigmodel.controller.decision import (
     POD,
     POD_GROUP,
     SERVICE,
+    WORKLOAD,
     Children,
     Manifest,
     Rejection,
+    ResourceKind,
 )
 from bigmodel.controller.job.reports import last_word_of
+from bigmodel.controller.job.workload import Queueing, queueing
 
 CONTAINER = "trainer"
 
@@ -142,6 +145,7 @@ class ObservedJob:
     rejections: tuple[Rejection, ...] = ()
     pulled: Pulled | None = None
     pod_group_served: bool = False
+    queueing: Queueing = field(default_factory=Queueing)
 
 
 def observed_job(
@@ -150,7 +154,9 @@ def observed_job(
     rejections: tuple[Rejection, ...],
     pulled: Pulled | None,
     pod_group_served: bool,
+    workload_kind: ResourceKind | None = None,
 ) -> ObservedJob:
+    """`workload_kind`: Kueue's Workload in the version that is served, None where it is not."""
     metadata = owner["metadata"]
     namespace, name, uid = metadata["namespace"], metadata["name"], metadata["uid"]
     raw_spec = owner.get("spec") or {}
@@ -177,6 +183,7 @@ def observed_job(
         rejections=rejections,
         pulled=pulled,
         pod_group_served=pod_group_served,
+        queueing=queueing(owner, children.of(WORKLOAD), workload_kind),
     )
 
 

@@ -160,10 +160,12 @@ class Client:
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._object("apply", "PATCH", url_path, query, manifest, APPLY)
 
-    async def merge_patch(self, kind: ResourceKind, namespace: str | None, name: str, patch: Manifest) -> Manifest:
+    async def merge_patch(
+        self, kind: ResourceKind, namespace: str | None, name: str, patch: Manifest, subresource: str = ""
+    ) -> Manifest:
         """metadata.uid and metadata.resourceVersion in the patch are preconditions: Conflict."""
-        query = {"fieldManager": FIELD_MANAGER}
-        return await self._object("patch", "PATCH", path(kind, namespace, name), query, patch, MERGE_PATCH)
+        url_path = path(kind, namespace, name, subresource)
+        return await self._object("patch", "PATCH", url_path, {"fieldManager": FIELD_MANAGER}, patch, MERGE_PATCH)
 
     async def delete(
         self, kind: ResourceKind, namespace: str | None, name: str, uid: str, grace_seconds: int | None = None
