@@ -12,13 +12,13 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bigmodel.api.names import FIELD_MANAGER
 from bigmodel.controller import health, logs, metrics, trigger
-from bigmodel.controller.decision import BIG_MODEL_JOB, POD, Manifest, Reconciler
+from bigmodel.controller.decision import BIG_MODEL_JOB, POD, WORKLOAD, Manifest, Reconciler, ResourceKind
 from bigmodel.controller.engine import Engine, related_key
 from bigmodel.controller.job.progress import ProgressSource
 from bigmodel.controller.job.reconciler import JobReconciler
@@ -118,14 +118,15 @@ async def act(
     jobs = Reflector(client, BIG_MODEL_JOB, settings.watch_namespaces)
     progress, verdicts = ProgressSource(queue.add), VerdictSource(queue.add)
     services = ServiceReconciler(settings, facts, jobs, verdicts)
-    reconcilers: tuple[Reconciler, ...] = (JobReconciler(settings, facts, progress), services)
+    reconcilers: tuple[Reconciler, ...] = (JobReconciler(settings, facts, progress, client), services)
     reflectors = _child_reflectors(client, settings, reconcilers)
+    _follow_version(reflectors, facts)
     state.reflectors = {**reflectors, BIG_MODEL_JOB.kind: jobs}
     engine = Engine(client, queue, reconcilers, reflectors, Recorder(client, identity))
     job_changes = jobs.changes()
     async with asyncio.TaskGroup() as group:
         background = [
-            group.create_task(facts.keep_fresh(client)),
+            group.create_task(facts.keep_fresh(client, lambda: _follow_version(reflectors, facts))),
             group.create_task(progress.run()),
             group.create_task(verdicts.run()),
             group.create_task(_queue_followers(job_changes, services, queue)),
@@ -148,10 +149,16 @@ def _child_reflectors(client: Client, settings: Settings, reconcilers: Iterable[
             settings.watch_namespaces,
             CHILD_SELECTOR,
             related_key,
-            pod_without_template if kind is POD else as_it_is,
+            LEAN.get(kind, as_it_is),
         )
         for name, kind in kinds.items()
     }
+
+
+def _follow_version(reflectors: dict[str, Reflector], facts: ClusterFacts) -> None:
+    """Kueue may come, or be upgraded, while we run: its Workloads are listed in the version that is served then."""
+    if facts.workload is not None and (reflector := reflectors.get(facts.workload.kind)) is not None:
+        reflector.kind = facts.workload
 
 
 def pod_without_template(pod: Manifest) -> Manifest:
@@ -161,6 +168,17 @@ def pod_without_template(pod: Manifest) -> Manifest:
         if containers in spec:
             spec[containers] = [{name: one[name] for name in ("name", "image")} for one in spec[containers]]
     return {**pod, "spec": spec}
+
+
+def workload_without_pods(workload: Manifest) -> Manifest:
+    """What Kueue made of a request, without the request."""
+    return {**workload, "spec": {name: value for name, value in workload["spec"].items() if name != "podSets"}}
+
+
+LEAN: Mapping[ResourceKind, Callable[[Manifest], Manifest]] = {
+    POD: pod_without_template,
+    WORKLOAD: workload_without_pods,
+}
 
 
 async def _queue_followers(changes: AsyncIterator[Change], services: ServiceReconciler, queue: WorkQueue) -> None:

@@ -52,6 +52,12 @@ class Triton(Section):
     minimum_version: Annotated[str, Field(pattern=r"^\d\d\.\d\d$")] = "25.07"  # NVIDIA's monthly release, for its CVEs
 
 
+class Kueue(Section):
+    """Whether jobs with Kueue's queue label queue: the operator needs rights on Workloads for it."""
+
+    enabled: bool = False
+
+
 class Settings(Section):
     """Everything the controller is told. Frozen."""
 
@@ -63,6 +69,7 @@ class Settings(Section):
     cluster_domain: DnsName = "cluster.local"
     leader_election: LeaderElection = LeaderElection()
     triton: Triton = Triton()
+    kueue: Kueue = Kueue()
     health_port: Annotated[int, Field(ge=1, le=65535)] = 8081  # /healthz, /readyz
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 8080  # /metrics; may equal health_port
 

@@ -15,7 +15,7 @@ import yaml
 
 from bigmodel.api.store import Store
 from bigmodel.controller.decision import ResourceKind
-from bigmodel.controller.job.reconciler import JobReconciler
+from bigmodel.controller.job.reconciler import QUEUED_CHILDREN, QUEUED_READS, JobReconciler
 from bigmodel.controller.kube.events import EVENT
 from bigmodel.controller.kube.lease import LEASE
 from bigmodel.controller.main import LEASE_NAME
@@ -39,6 +39,7 @@ watchNamespaces: [ml]
 clusterDomain: cluster.example.com
 leaderElection: {leaseSeconds: 15, renewSeconds: 2}
 triton: {minimumVersion: "24.10"}
+kueue: {enabled: true}
 store:
   embedded: {enabled: true, persistence: {enabled: true, size: 5Gi, storageClassName: fast}}
   secretNamespaces: [ml]
@@ -123,6 +124,27 @@ class TestRights:
             needed[group, f"{resource}/status"] = {"patch", "update"}
             needed[group, f"{resource}/finalizers"] = {"update"}  # the children's blockOwnerDeletion
         assert granted == needed
+
+    def test_with_kueue_it_may_queue_jobs_and_read_what_a_queue_gives_to_pods(self, render: Render) -> None:
+        """A32: rights for the queue label, and none without the switch."""
+
+        def granted(values: str) -> dict[tuple[str | None, str, str], list[str]]:
+            return {
+                (namespace, group, resource): rule["verbs"]
+                for namespace, rule in operator_rights(render(values))
+                for group, resource in product(rule["apiGroups"], rule["resources"])
+            }
+
+        for watched, namespace in (("watchNamespaces: []", None), ("watchNamespaces: [ml]", "ml")):
+            before, after = granted(watched), granted(f"{watched}\nkueue: {{enabled: true}}")
+            assert {key: verbs for key, verbs in after.items() if key not in before} == {
+                **{
+                    (namespace, *right(kind)): ["get", "list", "watch", "create", "patch", "delete"]
+                    for kind in QUEUED_CHILDREN
+                },
+                (namespace, "kueue.x-k8s.io", "workloads/status"): ["patch"],
+                **{(None, *right(kind)): ["get"] for kind in QUEUED_READS},
+            }
 
     def test_the_lease_the_controller_writes_is_the_one_it_may_write(self, render: Render) -> None:
         rules = [rule for _, rule in operator_rights(render("")) if rule["resources"] == [LEASE.plural]]

@@ -123,7 +123,7 @@ def workload(job: ObservedJob, settings: Settings, kind: ResourceKind, asked: Wo
     """What Kueue is asked for: quota for the whole gang, by what it reads of its pods."""
     assert job.spec is not None
     pinned = replace(job, status=job.status.model_copy(update={"resolved": resolved(job, settings)}))
-    pod = node_pod(pinned, settings, 1, job.spec.nodes, 0, 0, False)["spec"]
+    pod = node_pod(pinned, settings, 1, job.spec.nodes, 0, 0, Placement(grouped=False))["spec"]
     read = ("restartPolicy", "nodeSelector", "tolerations", "affinity", "priorityClassName", "schedulerName")
     container = {name: value for name, value in pod["containers"][0].items() if name in ("name", "image", "resources")}
     template = {name: pod[name] for name in read if name in pod} | {"containers": [container]}

@@ -17,7 +17,7 @@ from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api.condition import JobCondition
-from bigmodel.api.job import JobStatus, NodeCounts, Replacement
+from bigmodel.api.job import Goodput, JobStatus, NodeCounts, Replacement
 from bigmodel.api.progress import RunPhase
 from bigmodel.controller.conditions import is_true, whole_seconds
 from bigmodel.controller.decision import (
@@ -31,7 +31,7 @@ from bigmodel.controller.decision import (
     Manifest,
     Relabel,
 )
-from bigmodel.controller.job import avoidance, build, failure, goodput, incidents, messages, status
+from bigmodel.controller.job import avoidance, build, failure, goodput, incidents, kueue, messages, status
 from bigmodel.controller.job.accept import problem
 from bigmodel.controller.job.events import events_between
 from bigmodel.controller.job.failure import Cause, Failure, Loss
@@ -51,16 +51,23 @@ def decide(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
     if job.status.finished is not None or is_true(job.status.conditions, JobCondition.FINISHED):
         return _after_the_end(job, now)
     if job.status.start_time is None:
-        return _refused(job, settings, now) or _suspended(job, now) or _started(job, settings, now)
+        return (
+            _refused(job, settings, now)
+            or _suspended(job, settings, now)
+            or _queued(job, settings, now)
+            or _started(job, settings, now)
+        )
     if job.spec is None:
         return _unreadable(job, settings, now)
     gang = arrange(job, job.status)
     return (
         _completed(job, gang, now)
         or _ended_by_its_launchers(job, gang, now)
-        or _suspended(job, now)
+        or _suspended(job, settings, now)
         or _resumed(job, settings, now)
         or _past_deadline(job, now)
+        or _quota_taken(job, gang, now)
+        or _admitted_again(job, gang, now)
         or _resized(job, gang, now)
         or _lost_pods(job, gang, now)
         or _never_started(job, gang, now)
@@ -90,6 +97,23 @@ def _unreadable(job: ObservedJob, settings: Settings, now: datetime) -> Decision
     return _told(job, status.of_problem(job, found, now), Decision())
 
 
+def _queued(job: ObservedJob, settings: Settings, now: datetime) -> Decision | None:
+    """Waiting for quota: the job's time runs, nothing of it is started or pinned."""
+    assert job.spec is not None
+    waiting = job.status.model_copy(
+        update={
+            "attempt": max(1, job.status.attempt),
+            "nodes": NodeCounts(desired=job.spec.nodes, summary=f"0/{job.spec.nodes}"),
+            "goodput": job.status.goodput or Goodput(summary="0.0%", since=whole_seconds(now)),
+        }
+    )
+    gang = arrange(job, waiting)
+    if (held := kueue.hold(job, gang)) is None:
+        return None
+    acts = replace(kueue.upkeep(job, gang, settings, now), requeue_after=kueue.look_again(held))
+    return _told_at_leisure(job, status.of_gang(job, waiting, now), acts, now)
+
+
 def _started(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
     """From here on work and placement are frozen, and image and store pinned. Deadlines count from here."""
     known, again = job.status, status.is_suspended(job.status)
@@ -104,7 +128,7 @@ def _started(job: ObservedJob, settings: Settings, now: datetime) -> Decision:
 # Suspended
 
 
-def _suspended(job: ObservedJob, now: datetime) -> Decision | None:
+def _suspended(job: ObservedJob, settings: Settings, now: datetime) -> Decision | None:
     """spec.suspend: what runs saves a checkpoint in its grace period and leaves; told before it is done."""
     assert job.spec is not None
     if not job.spec.suspend:
@@ -112,7 +136,9 @@ def _suspended(job: ObservedJob, now: datetime) -> Decision | None:
     told = status.of_suspended(job, now)
     if not status.is_suspended(job.status):
         return _told(job, told, Decision(again=True))
-    return _told_at_leisure(job, told, _released(job, now), now)
+    quota = kueue.upkeep(job, arrange(job, job.status), settings, now)
+    acts = _released(job, now)
+    return _told_at_leisure(job, told, replace(acts, delete=(*acts.delete, *quota.delete)), now)
 
 
 def _released(job: ObservedJob, now: datetime) -> Decision:
@@ -178,7 +204,7 @@ def _ended_by_its_launchers(job: ObservedJob, gang: Gang, now: datetime) -> Deci
 
 def _past_deadline(job: ObservedJob, now: datetime) -> Decision | None:
     deadline = _deadline(job)
-    if deadline is None or now < deadline:
+    if (deadline is None or now < deadline) and not kueue.out_of_time(job):
         return None
     assert job.spec is not None
     seconds = job.spec.active_deadline_seconds or 0
@@ -198,7 +224,8 @@ def _after_the_end(job: ObservedJob, now: datetime) -> Decision:
     if ends is not None and now >= ends:
         deletions.append(Deletion(BIG_MODEL_JOB, job.name, job.uid))
     requeue = max(0.0, (ends - now).total_seconds()) if ends is not None and now < ends else None
-    return _told(job, status.of_finished(job), Decision(delete=tuple(deletions), requeue_after=requeue))
+    acts = Decision(delete=tuple(deletions), child_status=kueue.finished(job, now).child_status, requeue_after=requeue)
+    return _told(job, status.of_finished(job), acts)
 
 
 # Losses
@@ -265,6 +292,20 @@ def _of_attempt(job: ObservedJob, counted: JobStatus, attempt: int) -> JobStatus
             "goodput": goodput.of_new_attempt(counted.goodput),
         }
     )
+
+
+def _quota_taken(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """Kueue evicted the gang: its pods save and leave at nobody's cost, and the next attempt queues."""
+    if (text := kueue.loss_of_quota(job, gang)) is None:
+        return None
+    return _new_attempt_without_cost(job, Cause.QUOTA_TAKEN, text, now)
+
+
+def _admitted_again(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
+    """After an eviction or a resize the gang waited for quota; its deadline counts from here."""
+    if gang.pods or not kueue.waits(job.status) or kueue.hold(job, gang) is not None:
+        return None
+    return _counted(job, job.status.model_copy(update={"start_time": whole_seconds(now)}), now)
 
 
 def _resized(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
@@ -343,7 +384,9 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
         for kind, wanted, known in addresses
         if (child := known.get(wanted["metadata"]["name"])) is not None and not _is_as(child, wanted)
     ]
-    if not waits and not earlier:
+    held = kueue.hold(job, gang)
+    quota = kueue.upkeep(job, gang, settings, now)
+    if not waits and not earlier and held is None:
         create += _missing_gang(job, gang, settings, now)
     acts = Decision(
         # Without its hash a child is applied again, also where it was not we who changed it.
@@ -354,11 +397,15 @@ def _under_way(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) 
                 for kind, wanted, child in differing
             ),
         ),
-        create=tuple(create),
-        apply=tuple(wanted for _, wanted, _ in differing),
-        delete=_leftovers(gang),
-        requeue_after=_seconds_until(
-            [resume if waits else None, *(pod.deleted_until for pod in earlier), *_deadlines(job, gang)], now
+        create=(*quota.create, *create),
+        apply=(*quota.apply, *(wanted for _, wanted, _ in differing)),
+        delete=(*_leftovers(gang), *quota.delete),
+        child_status=quota.child_status,
+        requeue_after=_sooner(
+            _seconds_until(
+                [resume if waits else None, *(pod.deleted_until for pod in earlier), *_deadlines(job, gang)], now
+            ),
+            kueue.look_again(held),
         ),
     )
     return _told_at_leisure(job, status.of_gang(job, job.status, now), acts, now)
@@ -401,6 +448,8 @@ def _missing_gang(job: ObservedJob, gang: Gang, settings: Settings, now: datetim
         build.node_pod(job, settings, gang.attempt, gang.size, index, gang.replacements.get(index, 0), placement)
         for index in gang.missing
     ]
+    if pods and (admission := kueue.admission(job, gang)) is not None:
+        pods = [kueue.admitted_pod(pod, admission, index) for pod, index in zip(pods, gang.missing, strict=True)]
     if grouped and gang.group is None:
         return [build.pod_group(job, gang.attempt, gang.size), *pods]
     return pods
@@ -443,6 +492,8 @@ def _leftovers(gang: Gang) -> tuple[Deletion, ...]:
 def _deadline(job: ObservedJob) -> datetime | None:
     if job.spec is None or job.spec.active_deadline_seconds is None or job.status.start_time is None:
         return None
+    if kueue.waits(job.status):
+        return None
     return job.status.start_time + timedelta(seconds=job.spec.active_deadline_seconds)
 
 
@@ -483,6 +534,11 @@ def _deadlines(job: ObservedJob, gang: Gang) -> Sequence[datetime | None]:
     return [_deadline(job), _start_deadline(job, gang), _placement_deadline(job, gang), *graces]
 
 
+def _sooner(one: float | None, other: float | None) -> float | None:
+    given = [seconds for seconds in (one, other) if seconds is not None]
+    return min(given) if given else None
+
+
 def _seconds_until(times: Sequence[datetime | None], now: datetime) -> float | None:
     rest = [(time - now).total_seconds() for time in times if time is not None]
     return max(0.0, min(rest)) if rest else None
@@ -509,8 +565,7 @@ def _told_at_leisure(job: ObservedJob, wanted: JobStatus, acts: Decision, now: d
         return _with_status(job, told, acts)
     if rest is None:
         return acts
-    requeue = rest if acts.requeue_after is None else min(rest, acts.requeue_after)
-    return replace(acts, requeue_after=requeue)
+    return replace(acts, requeue_after=_sooner(rest, acts.requeue_after))
 
 
 def _with_status(job: ObservedJob, wanted: JobStatus, acts: Decision) -> Decision:

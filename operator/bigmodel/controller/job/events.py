@@ -57,6 +57,8 @@ def _attempt(before: JobStatus, after: JobStatus) -> tuple[Event, ...]:
         return ()  # none before, or the job was resumed
     last = _last(after)
     about = f"a{before.attempt}-over"
+    if last is not None and last.cause == Cause.QUOTA_TAKEN:
+        return (Event("Normal", Reason.QUOTA_TAKEN, last.message, about),)
     if last is not None and last.cause == Cause.RESIZED:
         return (Event("Normal", Reason.RESIZED, last.message, about),)
     why, log = (last.message, last.log) if last is not None else ("its pods are gone", None)

@@ -64,6 +64,7 @@ class Cause(StrEnum):
     NEVER_STARTED = "NeverStarted"
     NOT_PLACED = "NotPlaced"
     RESIZED = "Resized"
+    QUOTA_TAKEN = "QuotaTaken"  # by Kueue
 
 
 @dataclass(frozen=True)
@@ -279,4 +280,4 @@ def pause_until(incidents: Sequence[JobIncident]) -> datetime | None:
     return newest + timedelta(seconds=seconds)
 
 
-_OF_PODS = frozenset(Cause) - {Cause.RESIZED}
+_OF_PODS = frozenset(Cause) - {Cause.RESIZED, Cause.QUOTA_TAKEN}

@@ -18,7 +18,8 @@ from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api.condition import JobCondition
-from bigmodel.controller.conditions import is_true
+from bigmodel.api.job import JobStatus
+from bigmodel.controller.conditions import find, is_true
 from bigmodel.controller.decision import (
     PRIORITY_CLASS,
     RESOURCE_FLAVOR,
@@ -31,9 +32,9 @@ from bigmodel.controller.decision import (
     StatusPatch,
 )
 from bigmodel.controller.job import build, messages
-from bigmodel.controller.job.gang import Gang
+from bigmodel.controller.job.gang import Gang, arrange, still_runs
 from bigmodel.controller.job.messages import Reason
-from bigmodel.controller.job.observe import ObservedJob, ObservedPod
+from bigmodel.controller.job.observe import ObservedJob
 from bigmodel.controller.job.workload import ANNOTATION_PLACED, LABEL_QUEUE, PodSetUpdate, Verdict, Workload
 from bigmodel.controller.settings import Settings
 
@@ -42,6 +43,7 @@ ASKED = ("nodes", "resources", "nodeSelector", "tolerations", "priorityClassName
 # Evictions after which a Workload queues again at once; after others Kueue itself says when: back-off, a queue that is
 # started again, a Workload that is made active again.
 QUEUES_AGAIN = ("Preempted", "NodeFailures")
+UNWATCHED_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Hold:
 
 
 @dataclass(frozen=True)
-class Placement:
+class Admission:
     """What admission adds to pods."""
 
     workload: str
@@ -64,7 +66,7 @@ class Placement:
     topology: tuple[Mapping[str, str], ...] = ()  # by index
 
 
-class PlacementError(Exception):
+class AdmissionError(Exception):
     """The admission can't be followed; the message says what to correct."""
 
 
@@ -74,8 +76,10 @@ class PlacementError(Exception):
 def hold(job: ObservedJob, gang: Gang) -> Hold | None:
     """None: no queue has a say in this, or the gang is admitted."""
     queueing, workload = job.queueing, job.queueing.workload
+    if gang.pods and not _may_stay(job, gang):
+        return Hold(Reason.QUOTA_TAKEN, messages.quota_taken(*_why_taken(workload)))
     if gang.pods:
-        return None if _may_stay(job, gang) else Hold(Reason.QUOTA_TAKEN, messages.quota_taken(*_why_taken(workload)))
+        return _misplaced(job, gang) if gang.missing else None
     if queueing.queue is None:
         return None
     if queueing.kind is None:
@@ -83,17 +87,36 @@ def hold(job: ObservedJob, gang: Gang) -> Hold | None:
     if workload is None or workload.deleting or not _is_asked(job, workload):
         try:
             _priority(job)
-        except PlacementError as error:
+        except AdmissionError as error:
             return Hold(Reason.QUEUE_MISCONFIGURED, str(error))
         return Hold(Reason.QUEUED, messages.joins_queue(queueing.queue))
     if not workload.holds:
         text = workload.evicted.message if workload.evicted is not None else workload.waiting
         return Hold(Reason.QUEUED, messages.in_queue(workload.queue, workload.name, text, workload.active))
+    return _misplaced(job, gang)
+
+
+def _misplaced(job: ObservedJob, gang: Gang) -> Hold | None:
     try:
-        placement(job)
-    except PlacementError as error:
+        admission(job, gang)
+    except AdmissionError as error:
         return Hold(Reason.QUEUE_MISCONFIGURED, str(error))
     return None
+
+
+def look_again(held: Hold | None) -> float | None:
+    """Seconds, where nothing that is watched tells that the cause is gone."""
+    return (
+        UNWATCHED_SECONDS
+        if held is not None and held.reason in (Reason.KUEUE_NOT_SERVED, Reason.QUEUE_MISCONFIGURED)
+        else None
+    )
+
+
+def waits(status: JobStatus) -> bool:
+    """Whether the job was last seen waiting for quota."""
+    running = find(status.conditions, JobCondition.RUNNING)
+    return running is not None and running.reason == Reason.WAITING_FOR_QUOTA
 
 
 def loss_of_quota(job: ObservedJob, gang: Gang) -> str | None:
@@ -140,9 +163,9 @@ def pod_set(job: ObservedJob) -> str:
 # Admitted pods
 
 
-def reads(job: ObservedJob, gang: Gang) -> tuple[tuple[ResourceKind, str], ...]:
+def reads(job: ObservedJob) -> tuple[tuple[ResourceKind, str], ...]:
     """The cluster-wide objects that the next decision needs."""
-    queueing, workload = job.queueing, job.queueing.workload
+    queueing, workload, gang = job.queueing, job.queueing.workload, arrange(job, job.status)
     if queueing.kind is None or job.spec is None or job.status.finished is not None:
         return ()
     wanted = [(kind, name) for kind, name in (_priority_class(job),) if name and not (workload and workload.reserved)]
@@ -155,10 +178,13 @@ def _served_with(kind: ResourceKind, workload: ResourceKind) -> ResourceKind:
     return kind if kind is PRIORITY_CLASS else replace(kind, api_version=workload.api_version)
 
 
-def placement(job: ObservedJob) -> Placement | None:
-    """None: not admitted. Raises PlacementError."""
+def admission(job: ObservedJob, gang: Gang) -> Admission | None:
+    """None: this gang is not in a queue. Raises AdmissionError."""
     workload = job.queueing.workload
     if workload is None or not workload.holds or job.queueing.kind is None:
+        return None
+    used = {pod.labels.get(names.LABEL_WORKLOAD) for pod in gang.pods}
+    if workload.name not in used and (used or job.queueing.queue is None):
         return None
     assert job.spec is not None
     user = job.spec.pod_metadata
@@ -174,7 +200,7 @@ def placement(job: ObservedJob) -> Placement | None:
     labels.pop(LABEL_QUEUE, None)  # Kueue would take the pods over
     if workload.topology:
         annotations[ANNOTATION_PLACED] = "true"
-    return Placement(workload.name, labels, annotations, selector, tuple(tolerations), workload.topology)
+    return Admission(workload.name, labels, annotations, selector, tuple(tolerations), workload.topology)
 
 
 def _flavor(job: ObservedJob, name: str) -> PodSetUpdate:
@@ -185,7 +211,7 @@ def _flavor(job: ObservedJob, name: str) -> PodSetUpdate:
 def _read(job: ObservedJob, kind: ResourceKind, name: str) -> Manifest:
     found = job.queueing.read.get((kind.kind, name), f"{kind.kind} {name} was not read")
     if isinstance(found, str):
-        raise PlacementError(messages.queue_misconfigured(found))
+        raise AdmissionError(messages.queue_misconfigured(found))
     return found
 
 
@@ -193,18 +219,18 @@ def _add(known: dict[str, str], more: Mapping[str, str], what: str) -> None:
     """Additions only, as Kueue demands it of admission checks."""
     for name, value in more.items():
         if known.setdefault(name, value) != value:
-            raise PlacementError(messages.admission_contradicts(what, name, known[name], value))
+            raise AdmissionError(messages.admission_contradicts(what, name, known[name], value))
 
 
-def admitted_pod(pod: Manifest, placed: Placement, index: int) -> Manifest:
+def admitted_pod(pod: Manifest, admission: Admission, index: int) -> Manifest:
     """The pod with what its admission adds. What is ours stays ours, by name."""
     metadata, spec = pod["metadata"], pod["spec"]
-    place = placed.topology[index] if index < len(placed.topology) else {}
-    labels = {**placed.labels, **metadata["labels"], names.LABEL_WORKLOAD: placed.workload}
-    annotations = {**placed.annotations, **metadata["annotations"]}
+    place = admission.topology[index] if index < len(admission.topology) else {}
+    labels = {**admission.labels, **metadata["labels"], names.LABEL_WORKLOAD: admission.workload}
+    annotations = {**admission.annotations, **metadata["annotations"]}
     added = {
-        "nodeSelector": {**spec.get("nodeSelector", {}), **placed.node_selector, **place},
-        "tolerations": [*spec.get("tolerations", []), *map(dict, placed.tolerations)],
+        "nodeSelector": {**spec.get("nodeSelector", {}), **admission.node_selector, **place},
+        "tolerations": [*spec.get("tolerations", []), *map(dict, admission.tolerations)],
     }
     return {
         **pod,
@@ -235,7 +261,7 @@ def upkeep(job: ObservedJob, gang: Gang, settings: Settings, now: datetime) -> D
         return Decision(delete=gone)
     try:
         request = _request(job, max(1, job.status.attempt))
-    except PlacementError:
+    except AdmissionError:
         return Decision(delete=gone)  # told by `hold`
     return Decision(create=(build.workload(job, settings, kind, request),), delete=gone)
 
@@ -262,13 +288,13 @@ def _kept(job: ObservedJob, gang: Gang, workload: Workload, settings: Settings, 
         return Decision(child_status=said)
     try:
         request = replace(_request(job, workload.number), active=workload.active)
-    except PlacementError:
+    except AdmissionError:
         return Decision(child_status=said)
     return Decision(apply=(build.workload(job, settings, kind, request),), child_status=said)
 
 
 def _request(job: ObservedJob, attempt: int) -> build.WorkloadRequest:
-    """Raises PlacementError where the priority class can't be read."""
+    """Raises AdmissionError where the priority class can't be read."""
     assert job.queueing.queue is not None
     return build.WorkloadRequest(attempt, job.queueing.queue, pod_set(job), _priority(job))
 
@@ -282,7 +308,7 @@ def _priority_class(job: ObservedJob) -> tuple[ResourceKind, str | None]:
 
 
 def _priority(job: ObservedJob) -> dict[str, Any]:
-    """As fields of the Workload's spec, in the words of its version. Raises PlacementError."""
+    """As fields of the Workload's spec, in the words of its version. Raises AdmissionError."""
     kind, name = _priority_class(job)
     assert job.queueing.kind is not None
     if name is None:
@@ -296,14 +322,9 @@ def _priority(job: ObservedJob) -> dict[str, Any]:
 
 def _is_used(job: ObservedJob, workload: str | None, now: datetime) -> bool:
     """Whether a pod still runs that uses its quota (None: any Workload's)."""
-    users = (pod for pod in job.pods if _runs(pod, now))
+    users = (pod for pod in job.pods if still_runs(pod, now))
     used = {pod.labels.get(names.LABEL_WORKLOAD) for pod in users} - {None}
     return bool(used) if workload is None else workload in used
-
-
-def _runs(pod: ObservedPod, now: datetime) -> bool:
-    past = pod.deleted_until is not None and now >= pod.deleted_until
-    return not (pod.terminal or pod.unreachable or past)
 
 
 # What is ours to say in its status

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     TRAINING = "Training"
     PUBLISHING = "Publishing"
     RECOVERING = "Recovering"
+    WAITING_FOR_QUOTA = "WaitingForQuota"
     JOB_FINISHED = "JobFinished"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     STORE_SECRET_MISSING = "StoreSecretMissing"  # noqa: S105
@@ -203,7 +204,7 @@ def pod_group_not_served() -> str:
 
 
 def joins_queue(queue: str) -> str:
-    return f"The job joins Kueue's queue {queue}; the gang starts once Kueue admits it."
+    return cut(f"The job joins Kueue's queue {_quoted(queue)}; the gang starts once Kueue admits it.")
 
 
 def in_queue(queue: str, workload: str, text: str, active: bool) -> str:
@@ -212,6 +213,10 @@ def in_queue(queue: str, workload: str, text: str, active: bool) -> str:
         way_out = f"Workload {workload} is stopped; set its spec.active to true to queue again."
         return cut(f"Held back in Kueue's queue {queue}{said}. {way_out}")
     return cut(f"Waits in Kueue's queue {queue}{said}. The gang starts once Kueue admits Workload {workload}.")
+
+
+def waiting_for_quota() -> str:
+    return "No pod is made before Kueue admits the gang."
 
 
 def quota_taken(reason: str, text: str) -> str:
@@ -223,10 +228,10 @@ def quota_taken(reason: str, text: str) -> str:
 
 
 def kueue_not_served(queue: str) -> str:
-    return (
+    return cut(
         f"The label kueue.x-k8s.io/queue-name is {queue}, and this cluster serves no Workload of kueue.x-k8s.io "
-        "(v1beta2 or v1beta1) to this operator. Install Kueue, set the chart's value kueue.enabled to true, or take the "
-        "label away to start without a queue."
+        "(v1beta2 or v1beta1) to this operator. Install Kueue and set the chart's value kueue.enabled to true, or take "
+        "the label away to start without a queue."
     )
 
 

@@ -1,5 +1,6 @@
 """BigModelJob as the engine calls it: facts from caches and from index 0, then `decide`."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
@@ -8,7 +9,11 @@ from bigmodel.controller.decision import (
     NETWORK_POLICY,
     POD,
     POD_GROUP,
+    PRIORITY_CLASS,
+    RESOURCE_FLAVOR,
     SERVICE,
+    WORKLOAD,
+    WORKLOAD_PRIORITY_CLASS,
     Children,
     Decision,
     Key,
@@ -16,17 +21,30 @@ from bigmodel.controller.decision import (
     Rejection,
     ResourceKind,
 )
+from bigmodel.controller.job import kueue
 from bigmodel.controller.job.decide import decide
 from bigmodel.controller.job.gang import arrange
 from bigmodel.controller.job.observe import ObservedJob, Pulled, observed_job
 from bigmodel.controller.job.progress import Target
+from bigmodel.controller.kube import errors
 from bigmodel.controller.settings import Settings
+
+# What queueing needs beside, where Kueue is switched on: a child of each job, and what is read of the whole cluster.
+QUEUED_CHILDREN = (WORKLOAD,)
+QUEUED_READS = (RESOURCE_FLAVOR, WORKLOAD_PRIORITY_CLASS, PRIORITY_CLASS)
 
 
 class Facts(Protocol):
     """What the cluster can do."""
 
     pod_group_served: bool
+    workload: ResourceKind | None
+
+
+class Reader(Protocol):
+    """What `kube.client.Client` offers."""
+
+    async def get(self, kind: ResourceKind, namespace: str | None, name: str) -> Manifest: ...
 
 
 class ProgressReports(Protocol):
@@ -41,17 +59,32 @@ class JobReconciler:
     children: tuple[ResourceKind, ...] = (POD, SERVICE, POD_GROUP, NETWORK_POLICY)
     related: tuple[ResourceKind, ...] = ()
 
-    def __init__(self, settings: Settings, facts: Facts, progress: ProgressReports) -> None:
+    def __init__(self, settings: Settings, facts: Facts, progress: ProgressReports, reader: Reader) -> None:
+        if settings.kueue.enabled:
+            self.children = (*self.children, *QUEUED_CHILDREN)
         self._settings = settings
+        self._reader = reader
         self._facts = facts
         self._progress = progress
 
     async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> ObservedJob:
         metadata = owner["metadata"]
         key = Key(self.kind.kind, metadata["namespace"], metadata["name"])
-        job = observed_job(owner, children, rejections, self._progress.latest(key), self._facts.pod_group_served)
+        workload = self._facts.workload if self._settings.kueue.enabled else None
+        served = self._facts.pod_group_served
+        job = observed_job(owner, children, rejections, self._progress.latest(key), served, workload)
         self._progress.follow(key, _target(job))
-        return job
+        read = {(kind.kind, name): await self._read(kind, name) for kind, name in kueue.reads(job)}
+        return replace(job, queueing=replace(job.queueing, read=read)) if read else job
+
+    async def _read(self, kind: ResourceKind, name: str) -> Manifest | str:
+        """Of the whole cluster; or the sentence why it can't be had."""
+        try:
+            return await self._reader.get(kind, None, name)
+        except errors.NotFound:
+            return f"{kind.kind} {name} does not exist"
+        except errors.Refused as error:
+            return f"{kind.kind} {name} may not be read: {error}"
 
     def decide(self, snapshot: ObservedJob, now: datetime) -> Decision:
         return decide(snapshot, self._settings, now)

@@ -14,7 +14,7 @@ from bigmodel.api.job import Progress as ProgressStatus
 from bigmodel.api.progress import ArtifactSummary, Progress, RunPhase
 from bigmodel.controller.conditions import carried_to, find, is_true, set_condition, whole_seconds
 from bigmodel.controller.decision import Rejection
-from bigmodel.controller.job import avoidance, checkpoint, goodput, messages
+from bigmodel.controller.job import avoidance, checkpoint, goodput, kueue, messages
 from bigmodel.controller.job.accept import Problem, processes_per_node
 from bigmodel.controller.job.failure import Failure, total
 from bigmodel.controller.job.gang import Gang, arrange, still_runs
@@ -210,6 +210,8 @@ def _admitted(job: ObservedJob, gang: Gang, now: datetime) -> Told:
     scheduling = job.spec.scheduling
     if rejection := next((r for r in job.rejections if r.name in gang.names_wanted(job)), None):
         return "False", *_rejected(rejection)
+    if (held := kueue.hold(job, gang)) is not None:
+        return "False", held.reason, held.message
     if gang.group is None and not gang.has_started and scheduling.gang == "podGroup" and not job.pod_group_served:
         return "False", Reason.POD_GROUP_NOT_SERVED, messages.pod_group_not_served()
     together = all(pod.group for pod in gang.pods)
@@ -256,6 +258,8 @@ def _waits_for(gang: Gang, now: datetime) -> list[str]:
 
 
 def _running(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
+    if kueue.hold(job, gang) is not None:
+        return "False", Reason.WAITING_FOR_QUOTA, messages.waiting_for_quota()
     if not gang.current and not gang.has_started and gang.attempt <= 1:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
     if waits_for := _waits_for(gang, now):
@@ -292,6 +296,8 @@ def _is_stale(status: JobStatus, gang: Gang) -> bool:
 
 
 def _degraded(job: ObservedJob, status: JobStatus, gang: Gang, now: datetime) -> Told:
+    if kueue.hold(job, gang) is not None:
+        return "Unknown", Reason.WAITING_FOR_QUOTA, messages.waiting_for_quota()
     if not gang.all_run and (why := _why_not_whole(status, gang)) is not None:
         return "True", Reason.RECOVERING, messages.recovering(why, [node.name for node in status.avoided_nodes])
     first, pulled = gang.current.get(0), gang.pulled

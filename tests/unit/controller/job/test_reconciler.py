@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from bigmodel.controller.decision import POD, Children, Key
+from bigmodel.controller.decision import POD, Children, Key, Manifest, ResourceKind
 from bigmodel.controller.job.observe import Pulled
 from bigmodel.controller.job.progress import Target
 from bigmodel.controller.job.reconciler import JobReconciler
+from bigmodel.controller.kube import errors
 from tests.builders import JOB_UID, NOON, SETTINGS, a_job, a_progress, gave_up
 from tests.unit.controller.job.world import World, training_world
 
 KEY = Key("BigModelJob", "ml", "mlp")
+FACTS = SimpleNamespace(pod_group_served=True, workload=None)
+
+
+class Cluster:
+    """Cluster-wide objects, by kind and name."""
+
+    def __init__(self, **objects: Manifest | errors.ApiError) -> None:
+        self.objects = objects
+
+    async def get(self, kind: ResourceKind, namespace: str | None, name: str) -> Manifest:
+        found = self.objects.get(name, errors.NotFound(f"{kind.plural} {name} not found"))
+        if isinstance(found, errors.ApiError):
+            raise found
+        return found
+
+
+NOTHING = Cluster()
 
 
 class Reports:
@@ -30,7 +48,7 @@ class Reports:
 
 async def _followed(world: World) -> Target | None:
     reports = Reports()
-    reconciler = JobReconciler(SETTINGS, SimpleNamespace(pod_group_served=True), reports)
+    reconciler = JobReconciler(SETTINGS, FACTS, reports, NOTHING)
     pods = tuple(child for (kind, _), child in world.children.items() if kind == "Pod")
     await reconciler.observe(world.job, Children({POD.kind: pods}), ())
     [(key, target)] = reports.followed
@@ -72,7 +90,7 @@ async def test_nobody_is_asked_for_a_job_that_has_ended_or_is_another_controller
 
 async def test_what_index_0_said_reaches_the_status() -> None:
     world = World().settle().start().settle().after(5).tells(a_progress().training(40, NOON))
-    reconciler = JobReconciler(SETTINGS, SimpleNamespace(pod_group_served=True), Reports(world.pulled))
+    reconciler = JobReconciler(SETTINGS, FACTS, Reports(world.pulled), NOTHING)
     by_kind = {kind: (child,) for (kind, _), child in world.children.items() if kind != "Pod"}
     pods = tuple(child for (kind, _), child in world.children.items() if kind == "Pod")
     snapshot = await reconciler.observe(world.job, Children({**by_kind, POD.kind: pods}), ())

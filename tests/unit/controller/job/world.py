@@ -7,15 +7,25 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 from bigmodel.api.names import ANNOTATION_HASH
-from bigmodel.controller.decision import Children, Decision, Event, Manifest, Rejection
+from bigmodel.controller.decision import (
+    Children,
+    Decision,
+    Event,
+    Manifest,
+    Rejection,
+    ResourceKind,
+    StatusApply,
+    StatusPatch,
+)
 from bigmodel.controller.execute import stamped
 from bigmodel.controller.job.decide import decide
 from bigmodel.controller.job.gang import arrange
+from bigmodel.controller.job.kueue import reads
 from bigmodel.controller.job.observe import ObservedJob, Pulled, observed_job
 from bigmodel.controller.job.reports import progress_of
 from bigmodel.controller.settings import Settings
@@ -33,6 +43,8 @@ class World:
     job: Manifest = field(default_factory=lambda: a_job().manifest)
     settings: Settings = SETTINGS
     pod_group_served: bool = True
+    kueue: ResourceKind | None = None  # the Workload that is served
+    cluster_wide: dict[tuple[str, str], Manifest | str] = field(default_factory=dict)  # by kind and name
     now: datetime = NOON
     children: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -55,7 +67,11 @@ class World:
         by_kind: dict[str, tuple[Manifest, ...]] = {}
         for (kind, _), child in sorted(self.children.items()):
             by_kind[kind] = (*by_kind.get(kind, ()), child)
-        return observed_job(self.job, Children(by_kind), self.rejections, self.pulled, self.pod_group_served)
+        children = Children(by_kind)
+        job = observed_job(self.job, children, self.rejections, self.pulled, self.pod_group_served, self.kueue)
+        absent = {(kind.kind, name): f"{kind.kind} {name} does not exist" for kind, name in reads(job)}
+        read = {key: self.cluster_wide.get(key, text) for key, text in absent.items()}
+        return replace(job, queueing=replace(job.queueing, read=read))
 
     def reconcile(self) -> Decision:
         """One pass. Raises Crash after the write it was told."""
@@ -112,10 +128,29 @@ class World:
             elif (child := self._child(deletion.kind.kind, deletion.name, deletion.uid)) is not None:
                 self._delete(child, deletion.grace_seconds)
                 self._wrote(f"delete {deletion.name}")
+        for said in decision.child_status:
+            self._say(said)
         if decision.status is not None and decision.status != self.job.get("status"):
             self.job["status"] = copy.deepcopy(decision.status)
             self._wrote("status")
         self.events += decision.events
+
+    def _say(self, said: StatusApply | StatusPatch) -> None:
+        child = self.children["Workload", said.name]
+        before = child.setdefault("status", {})
+        if isinstance(said, StatusPatch):
+            assert (said.uid, said.version) == (child["metadata"]["uid"], child["metadata"]["resourceVersion"])
+            conditions = said.status["conditions"]
+        else:
+            ours = {condition["type"]: condition for condition in said.status["conditions"]}
+            conditions = [c for c in before.get("conditions", []) if c["type"] not in ours] + list(ours.values())
+        after = {**before, **said.status, "conditions": conditions}
+        child["status"] = {name: value for name, value in after.items() if value is not None}
+        self.changed(child)
+        self._wrote(f"say {said.name}")
+
+    def changed(self, child: Manifest) -> None:
+        child["metadata"]["resourceVersion"] = str(int(child["metadata"].get("resourceVersion", "1")) + 1)
 
     def _create(self, decision: Decision) -> None:
         for manifest in decision.create:
@@ -131,6 +166,7 @@ class World:
             self._uids += 1
             child = copy.deepcopy(manifest)
             child["metadata"] |= {"uid": f"uid-{self._uids}", "creationTimestamp": time_text(self.now)}
+            child["metadata"]["resourceVersion"] = "1"
             child["metadata"].setdefault("annotations", {})[ANNOTATION_HASH] = stamp(manifest)
             self._default(child)
             if self.drops_scheduling_group:
