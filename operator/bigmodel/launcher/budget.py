@@ -13,14 +13,15 @@ LONGEST_PAUSE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Streak:
-    """Failures in a row with the same exit code and no step between them: the next try would end the same way."""
+    """Failures in a row with the same exit code at the same step: the next try would end the same way."""
 
     exit_code: int = 0
+    step: int = 0
     length: int = 0
 
-    def after(self, exit_code: int, made_a_step: bool) -> "Streak":
-        if made_a_step or exit_code != self.exit_code:
-            return Streak(exit_code, 1)
+    def after(self, exit_code: int, step: int) -> "Streak":
+        if (exit_code, step) != (self.exit_code, self.step):
+            return Streak(exit_code, step, 1)
         return replace(self, length=self.length + 1)
 
 
@@ -74,8 +75,8 @@ def _after_program_error(failure: Failure, streak: Streak, spent: RestartCounts,
     if streak.length >= CRASH_LOOP:
         return GiveUp(
             "CrashLoop",
-            f"{failure.message}; {CRASH_LOOP} times in a row with this exit code and no step in between:"
-            " fix the program",
+            f"{failure.message}; {CRASH_LOOP} times in a row with this exit code, and no further than step"
+            f" {streak.step}: fix the program",
         )
     return GoOn(spent.model_copy(update={"program": spent.program + 1}))
 

@@ -19,7 +19,7 @@ from bigmodel.api.run import Budgets, RestartCounts
 from bigmodel.launcher.board import Board
 from bigmodel.launcher.budget import GiveUp, Streak, after_failure
 from bigmodel.launcher.culprit import EXIT_HANG, Cause, Failure, first_cause
-from bigmodel.launcher.hang import HangWatch
+from bigmodel.launcher.hang import HangWatch, Overdue
 from bigmodel.launcher.message import (
     HEARTBEAT_SECONDS,
     LEASE_SECONDS,
@@ -50,6 +50,7 @@ FAREWELL_SECONDS = 5.0  # index 0 goes last, but not later than this
 # Generations name checkpoint paths, so none may come twice in an attempt: each life of index 0 has numbers of its own.
 GENERATIONS_OF_A_LIFE = 10_000
 EXIT_FENCED = 78
+EXIT_INCOMPLETE = 75
 EXIT_TERMINATED = 143
 
 Connection = int
@@ -65,6 +66,7 @@ class Gang:
     incarnation: int  # of index 0's pod
     pod_ip: str  # MASTER_ADDR: the data plane is this very pod
     budgets: Budgets
+    start_deadline_seconds: float
     artifact_promised: bool
     store: bool  # ranks meet in a torch store that we serve
 
@@ -210,9 +212,11 @@ class Coordinator:
     _watch: HangWatch = field(init=False)
     _failures: list[Failure] = field(default_factory=list)
     _stacks: list[RankStack] = field(default_factory=list)
+    _overdue: Overdue | None = None  # of the generation, if it hung
     _overriding: Failure | None = None  # why we ended the generation ourselves; what ranks died of then is our doing
     _store: _Store = field(default_factory=_Store)
     _streak: Streak = field(default_factory=Streak)
+    _has_led: bool = False  # a generation began in this life of index 0
     _not_before: float = 0.0
     _processes: int = 1  # of each index
     _beaten_at: float = field(init=False)
@@ -224,7 +228,7 @@ class Coordinator:
     def __post_init__(self) -> None:
         self.spent = self.gang.budgets.spent
         self.board = Board(self.gang.uid, self.gang.attempt, self.epoch)
-        self._watch = HangWatch(self.gang.budgets.hang_timeout_seconds)
+        self._watch = self._new_watch(self.started_at)
         self._beaten_at = self._announced_at = self._ticked_at = self.started_at
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -270,34 +274,38 @@ class Coordinator:
             reason = f"incarnation {hello.incarnation} of index {hello.index} was replaced by incarnation {highest}"
             return _turn_away(connection, Fenced(reason=reason))
         commands: list[Command] = []
+        if hello.incarnation > highest:
+            self.board.pod_replaced()
         self._incarnations[hello.index] = hello.incarnation
         seat = self.seats.get(hello.index)
+        heard_at = seat.heard_at if seat is not None else now
         if seat is not None:
             if hello.incarnation > seat.incarnation:
                 fenced = Fenced(reason=f"incarnation {hello.incarnation} of index {hello.index} took over")
                 commands.append(Send(seat.connection, fenced))
             commands.append(Close(seat.connection))
             del self.seats[hello.index]
-        commands += self._end_generation(_pod_lost(hello.index, f"the launcher of index {hello.index} came anew", now))
+        message = f"the launcher of index {hello.index} came anew"
+        commands += self._end_generation(_pod_lost(hello.index, message, heard_at, now))
         self.seats[hello.index] = Seat(connection, hello.incarnation, hello.processes, heard_at=now)
         if self.outcome is not None:
             return [*commands, Send(connection, self.outcome)]
-        self._learn(hello)
-        commands.append(Send(connection, Heartbeat(incarnation=gang.incarnation)))
+        self._learn(hello, now)
+        commands.append(Send(connection, self._heartbeat()))
         return commands + self._advance(now)
 
-    def _learn(self, hello: Hello) -> None:
+    def _learn(self, hello: Hello, now: float) -> None:
         """A coordinator that is new to a running gang knows only what its members remember."""
         self.generation = max(self.generation, hello.generation)
         self.spent = RestartCounts(
             program=max(self.spent.program, hello.spent.program), hang=max(self.spent.hang, hello.spent.hang)
         )
-        if len(hello.incidents) > len(self.board.incidents):
-            self.board.incidents = list(hello.incidents)
+        self.board.learn(hello, now)
 
     def _lost(self, index: int, message: str, now: float) -> list[Command]:
-        commands: list[Command] = [Close(self.seats.pop(index).connection)]
-        return commands + self._end_generation(_pod_lost(index, message, now)) + self._advance(now)
+        seat = self.seats.pop(index)
+        commands: list[Command] = [Close(seat.connection)]
+        return commands + self._end_generation(_pod_lost(index, message, seat.heard_at, now)) + self._advance(now)
 
     # What they say
 
@@ -321,8 +329,8 @@ class Coordinator:
                     self._stacks += message.stacks
             case Done(generation=generation) if generation == self.generation:
                 self._observe(message.beats, now)
-                for beat in message.beats:
-                    self._watch.finished(beat.report.rank)
+                for rank in range(index * self._processes, (index + 1) * self._processes):
+                    self._watch.finished(rank)
                 seat.idle = seat.done = True
                 if index == 0:
                     self.artifact = message.artifact
@@ -339,6 +347,8 @@ class Coordinator:
             if beat.report.generation == self.generation and self.phase in (Phase.RUNNING, Phase.SAVING):
                 self._watch.observe(beat, now)
                 self.board.observe(beat, now)
+            elif beat.report.generation == self.generation:
+                self.board.saved(beat.report)
 
     def _leaving(self, index: int, now: float) -> list[Command]:
         self._untold.discard(index)
@@ -348,9 +358,7 @@ class Coordinator:
             self.phase = Phase.SAVING
             self._overriding = leaving
             return self._to_all(Save(leave=True))
-        if self.phase is Phase.PREPARING:
-            return self._end_generation(leaving) + self._advance(now)
-        return self._advance(now)
+        return self._end_generation(leaving) + self._advance(now)
 
     # Generations
 
@@ -359,7 +367,9 @@ class Coordinator:
         commands: list[Command] = []
         idle = all(seat.idle for seat in self.seats.values())
         complete = len(self.seats) == self.gang.nodes
-        if self.phase in (Phase.RUNNING, Phase.SAVING) and complete and all(s.done for s in self.seats.values()):
+        all_done = complete and all(seat.done for seat in self.seats.values())
+        # Ranks that were told to leave may save and call it 0.
+        if all_done and (self.phase is Phase.RUNNING or (self.phase is Phase.SAVING and self._has_ended)):
             commands += self._all_done(now)
         if self.phase is Phase.SAVING and idle:
             self.phase = Phase.STOPPING
@@ -382,7 +392,8 @@ class Coordinator:
             seat = self.seats[index]
             if not seat.released and (index != 0 or leaving == [0]):
                 seat.released = True
-                commands.append(Send(seat.connection, Exit(code=EXIT_TERMINATED, reason="Terminated")))
+                terminated = Exit(code=EXIT_TERMINATED, reason="Terminated", checkpoint=self.board.checkpoint)
+                commands.append(Send(seat.connection, terminated))
         return commands
 
     def _prepare(self, now: float) -> list[Command]:
@@ -423,7 +434,8 @@ class Coordinator:
 
     def _start(self, port: int | None, now: float) -> list[Command]:
         self.phase = Phase.RUNNING
-        self._watch = HangWatch(self.gang.budgets.hang_timeout_seconds)
+        self._has_led = True
+        self._watch = self._new_watch(now)
         self.board.started()
         self.artifact = None
         for seat in self.seats.values():
@@ -437,8 +449,19 @@ class Coordinator:
         if port is not None:
             env |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         return self._to_all(
-            Start(generation=self.generation, env=env, spent=self.spent, incidents=self.board.incidents)
+            Start(
+                generation=self.generation,
+                env=env,
+                spent=self.spent,
+                incidents=self.board.incidents,
+                standing=self.board.standing(),
+            )
         )
+
+    def _new_watch(self, now: float) -> HangWatch:
+        gang = self.gang
+        ranks = gang.nodes * self._processes if gang.artifact_promised else 0
+        return HangWatch(gang.budgets.hang_timeout_seconds, gang.start_deadline_seconds, now, expected=ranks)
 
     def _store_failed(self, generation: int, message: str, now: float) -> list[Command]:
         if self._store.generation != generation:
@@ -475,22 +498,20 @@ class Coordinator:
         if failure.cause is Cause.HANG:
             failure = self._suspect(failure)
         if failure.cause is Cause.PROGRAM:
-            self._streak = self._streak.after(failure.exit_code, self.board.made_a_step)
-        elif self.board.made_a_step:
-            self._streak = Streak()
+            self._streak = self._streak.after(failure.exit_code, self.board.furthest)
         self.board.failed(failure, self.generation)
         verdict = after_failure(failure, self._streak, self.spent, self.gang.budgets)
         if isinstance(verdict, GiveUp):
-            outcome = Exit(
-                code=failure.exit_code, reason=verdict.reason, message=verdict.message, error=failure.report()
-            )
+            error = failure.report()
+            outcome = Exit(code=failure.exit_code, reason=verdict.reason, message=verdict.message, error=error)
             return self._decide(outcome, now)
         self.spent = verdict.spent
         self._not_before = now + verdict.pause_seconds
         return []
 
     def _suspect(self, hang: Failure) -> Failure:
-        rank = self._watch.culprit(self._stacks)
+        assert self._overdue is not None
+        rank = self._watch.culprit(self._overdue, self._stacks)
         stacks = sorted(self._stacks, key=lambda stack: (stack.rank != rank, stack.rank))
         suspect = stacks[0] if stacks and stacks[0].rank == rank else RankStack(rank=rank)
         detail = "its process is stopped" if suspect.stopped else "the others wait for it"
@@ -501,7 +522,13 @@ class Coordinator:
             rank=rank,
             traceback=suspect.text[:TRACEBACK_BYTES] or None,
             evidence="\n".join(f"rank {stack.rank}:\n{stack.text}" for stack in stacks),
+            log=suspect.log,
         )
+
+    @property
+    def _has_ended(self) -> bool:
+        """All that was to be done is done, as far as a gang can tell that was also told to leave."""
+        return self.artifact is not None if self.gang.artifact_promised else self.board.has_ended
 
     def _all_done(self, now: float) -> list[Command]:
         if self.gang.artifact_promised and self.artifact is None:
@@ -513,13 +540,15 @@ class Coordinator:
                 ),
                 now,
             )
-        return self._decide(Exit(code=0, artifact=self.artifact), now)
+        told_nothing = not self.gang.artifact_promised and self.board.first_step_at is None
+        message = "no step was reported" if told_nothing else None
+        return self._decide(Exit(code=0, message=message, artifact=self.artifact), now)
 
     # The end
 
     def _decide(self, outcome: Exit, now: float) -> list[Command]:
         self.phase = Phase.ENDING
-        self.outcome = outcome
+        outcome = self.outcome = outcome.model_copy(update={"checkpoint": self.board.checkpoint})
         self._ends_at = now + FAREWELL_SECONDS
         self._untold = set(self.seats) - {0}
         commands: list[Command] = [CloseStore()] if self.gang.store else []
@@ -544,22 +573,37 @@ class Coordinator:
         if paused > HEARTBEAT_SECONDS:  # this process did not run: it has no right to call others silent for that time
             for seat in self.seats.values():
                 seat.heard_at = min(now, seat.heard_at + paused)
+            self._watch.started_at += paused
         for index, seat in list(self.seats.items()):
             silent = now - seat.heard_at
             if silent > LEASE_SECONDS and index in self.seats:
                 commands += self._lost(index, f"the launcher of index {index} was silent for {silent:.1f} s", now)
-        if self.phase is Phase.RUNNING and (idle := self._watch.overdue_seconds()) is not None:
-            message = f"no step for {idle:.1f} s, the limit is {self._watch.limit_seconds:.1f} s"
-            self._overriding = Failure(Cause.HANG, now, 0, EXIT_HANG, message)
+        if self.phase is Phase.RUNNING and (overdue := self._watch.overdue(now)) is not None:
+            self._overdue = overdue
+            self._overriding = Failure(Cause.HANG, now, 0, EXIT_HANG, overdue.message())
             commands += self._end_generation(self._overriding, stacks=True)
         if now - self._beaten_at >= HEARTBEAT_SECONDS:
             self._beaten_at = now
-            commands += self._to_all(Heartbeat(incarnation=self.gang.incarnation))
+            commands += self._to_all(self._heartbeat())
         if now - self._announced_at >= ANNOUNCE_SECONDS and self.phase is not Phase.ENDING:
             self._announced_at = now
             if missing := tuple(index for index in range(1, self.gang.nodes) if index not in self.seats):
                 commands.append(Announce(missing))
+        if self.gang.incarnation and not self._has_led and now - self.started_at > self.gang.start_deadline_seconds:
+            return [*commands, self._alone()]
         return commands + self._advance(now)
+
+    def _alone(self) -> Leave:
+        """Those that our predecessor led may have gone home: it may have been lost after it told them the end."""
+        missing = ", ".join(str(index) for index in range(self.gang.nodes) if index not in self.seats) or "none"
+        message = (
+            f"index 0 was replaced, and no generation began within {self.gang.start_deadline_seconds:.0f} s"
+            f" (spec.scheduling.startDeadlineSeconds); missing: index {missing}"
+        )
+        return Leave(Exit(code=EXIT_INCOMPLETE, reason="MembersLost", message=message))
+
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(incarnation=self.gang.incarnation, standing=self.board.standing())
 
     def _to_all(self, message: Message) -> list[Command]:
         return [Send(seat.connection, message) for seat in self.seats.values()]
@@ -568,8 +612,9 @@ class Coordinator:
         return next((index for index, seat in self.seats.items() if seat.connection == connection), None)
 
 
-def _pod_lost(index: int, message: str, now: float) -> Failure:
-    return Failure(Cause.LOST, now, index, exit_code=1, message=message)
+def _pod_lost(index: int, message: str, heard_at: float, now: float) -> Failure:
+    """It was there a lease before its last word, which may have waited in a buffer."""
+    return Failure(Cause.LOST, now, index, exit_code=1, message=message, since=heard_at - LEASE_SECONDS)
 
 
 def _turn_away(connection: Connection, message: Fenced | Refused) -> list[Command]:
@@ -588,4 +633,5 @@ def _failure(index: int, failure: RankFailure, now: float) -> Failure:
         signal=failure.signal,
         traceback=failure.traceback,
         connection_error=failure.connection_error,
+        log=failure.log,
     )

@@ -33,6 +33,8 @@ class Failure:
     traceback: str | None = None
     connection_error: bool = False
     evidence: str = ""  # for the incident only: where the ranks were
+    log: str | None = None  # the last lines that the rank wrote
+    since: float | None = None  # of a pod: it may have been gone that early. None: not before `at`
 
     def report(self) -> ErrorReport | None:
         if self.rank is None:
@@ -48,9 +50,25 @@ class Failure:
 
 
 def first_cause(failures: Sequence[Failure]) -> Failure:
-    """The earliest; a signal, a lost pod or an error of its own beats a broken connection, which is some other rank's
-    death."""
-    return min(failures, key=lambda f: (f.connection_error, f.at, f.index, -1 if f.rank is None else f.rank))
+    """The earliest that no other explains: not a broken connection, which is some other's death, nor a rank that may
+    have died of a pod that went."""
+    pods = [failure for failure in failures if failure.cause in (Cause.LOST, Cause.LEAVING)]
+
+    def order(failure: Failure) -> tuple[bool, float, int, int]:
+        explained = failure.connection_error or any(_may_explain(pod, failure) for pod in pods)
+        return explained, failure.at, failure.index, -1 if failure.rank is None else failure.rank
+
+    return min(failures, key=order)
+
+
+def _may_explain(pod: Failure, failure: Failure) -> bool:
+    """Libraries have many words for a peer that is gone, and messages of several launchers come in any order: so the
+    time decides. But what a pod's own launcher told of its ranks happened while it was there, and an exit code of its
+    own choice, or a signal but that of abort(), no rank gets from its peers."""
+    if failure.rank is None or failure.index == pod.index or failure.cause is not Cause.PROGRAM:
+        return False
+    echo = failure.exit_code == 1 if failure.signal is None else failure.signal == "SIGABRT"
+    return echo and failure.at >= (pod.since if pod.since is not None else pod.at)
 
 
 # What gloo, NCCL, the store and sockets say when a peer is gone (torch 2.13).

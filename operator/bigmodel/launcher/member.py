@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from bigmodel.api.names import gang_token
-from bigmodel.api.progress import ArtifactSummary, Incident, RankReport
+from bigmodel.api.progress import ArtifactSummary, CheckpointSummary, Incident, RankReport
 from bigmodel.api.run import RestartCounts
 from bigmodel.launcher.message import (
     FAILURES,
@@ -32,6 +32,7 @@ from bigmodel.launcher.message import (
     RankStack,
     Refused,
     Save,
+    Standing,
     Start,
     Stop,
     Stopped,
@@ -43,6 +44,7 @@ REAP_SECONDS = 30.0  # a killed process that stays that long is stuck in the ker
 SPARE_SECONDS = 10.0  # of the grace period, to report and exit in
 EXIT_FENCED = 78
 EXIT_NOT_REAPED = 75
+EXIT_ALONE = 75
 EXIT_TERMINATED = 143
 
 
@@ -56,6 +58,7 @@ class Place:
     incarnation: int
     processes: int
     grace_seconds: float
+    start_deadline_seconds: float
 
     @property
     def token(self) -> str:
@@ -220,6 +223,7 @@ class Member:
     generation: int = 0
     spent: RestartCounts = field(default_factory=RestartCounts)
     incidents: list[Incident] = field(default_factory=list)
+    standing: Standing = field(default_factory=Standing)
     _coordinator: Announcement | None = None  # the latest we heard of
     _following: int = -1  # incarnation of the one we are connected to, once it said so
     _attempts: int = 0
@@ -233,6 +237,9 @@ class Member:
     _failures: list[tuple[RankFailure, float]] = field(default_factory=list)
     _stacks: tuple[RankStack, ...] = ()
     _artifact: ArtifactSummary | None = None
+    _checkpoint: CheckpointSummary | None = None  # the newest that our rank 0 told in this generation
+    _furthest: int = 0  # step of any rank of ours, in this generation
+    _led_at: float = 0.0  # when a coordinator last said anything
     _kill_at: float | None = None  # stacks are being taken
     _killed_at: float | None = None
     _leave_at: float | None = None  # set by SIGTERM
@@ -295,6 +302,9 @@ class Member:
             coordinator_incarnation=self._highest_coordinator,
             spent=self.spent,
             incidents=self.incidents,
+            standing=self.standing,
+            step=self._furthest,
+            parted_seconds=max(0.0, now - self._led_at) if self.generation else 0.0,
         )
         return [Send(hello)]
 
@@ -324,8 +334,10 @@ class Member:
     def _received(self, message: CoordinatorMessage, now: float) -> list[Command]:
         self._heard_at = now
         match message:
-            case Heartbeat(incarnation=incarnation):
+            case Heartbeat(incarnation=incarnation, standing=standing):
                 self._following = max(self._following, incarnation)
+                self._led_at = now
+                self.standing = standing or self.standing
             case Start():
                 return self._start(message)
             case Stop(generation=generation, stacks=stacks) if generation == self.generation:
@@ -349,12 +361,14 @@ class Member:
         self.generation = start.generation
         self.spent = start.spent
         self.incidents = start.incidents
+        self.standing = start.standing
         first = self.place.index * self.place.processes
         self._running = set(range(first, first + self.place.processes))
         self._ranks.clear()
         self._failures.clear()
         self._stacks = ()
-        self._artifact = None
+        self._artifact = self._checkpoint = None
+        self._furthest = 0
         return [StartRanks(start.generation, start.env)]
 
     def _stop(self, stacks: bool, now: float) -> list[Command]:
@@ -381,11 +395,16 @@ class Member:
             moved_at = before.moved_at
         else:
             moved_at = now
-        if report.rank == 0 and report.artifact is not None:
-            self._artifact = report.artifact
-        # The artefact goes up once, in Done: it would be most of every heartbeat.
-        self._ranks[report.rank] = _Rank(report.model_copy(update={"artifact": None}), moved_at)
+        self._furthest = max(self._furthest, report.step)
         news = before is None or before.report.phase is not report.phase
+        if report.rank == 0:
+            self._artifact = report.artifact or self._artifact
+            news = news or report.checkpoint is not None
+            # A rank tells its checkpoint once, and the next step may come before the next heartbeat.
+            self._checkpoint = report.checkpoint or self._checkpoint
+        # The artefact goes up once, in Done: it would be most of every heartbeat.
+        report = report.model_copy(update={"artifact": None, "checkpoint": self._checkpoint})
+        self._ranks[report.rank] = _Rank(report, moved_at)
         return [Send(Heartbeat(beats=self._beats(now)))] if news and self._is_connected else []
 
     def _rank_ended(self, rank: int, failure: RankFailure | None, now: float) -> list[Command]:
@@ -422,16 +441,21 @@ class Member:
         return []
 
     def _stopped(self, now: float) -> Stopped:
+        """Only one of them brings all its evidence: a line is not endless."""
+        own = [failure for failure, _ in self._failures if not failure.connection_error]
+        first = own[0] if own else self._failures[0][0] if self._failures else None
         failures = [
-            failure.model_copy(update={"age_seconds": now - at} | ({"traceback": None} if number else {}))
-            for number, (failure, at) in enumerate(self._failures[:FAILURES])
+            failure.model_copy(
+                update={"age_seconds": now - at} | ({} if failure is first else {"traceback": None, "log": None})
+            )
+            for failure, at in sorted(self._failures, key=lambda failed: failed[0] is not first)[:FAILURES]
         ]
         return Stopped(generation=self.generation, failures=failures, stacks=list(self._stacks))
 
     def _beats(self, now: float) -> list[Beat]:
         return [
-            Beat(report=rank.report, idle_seconds=max(0.0, now - rank.moved_at))
-            for _, rank in sorted(self._ranks.items())
+            Beat(report=rank.report, idle_seconds=max(0.0, now - rank.moved_at) if number in self._running else 0.0)
+            for number, rank in sorted(self._ranks.items())
         ]
 
     # The end
@@ -461,6 +485,7 @@ class Member:
         self._ticked_at = now
         if paused > HEARTBEAT_SECONDS:  # this process did not run: it has no right to call others silent for that time
             self._heard_at = min(now, self._heard_at + paused)
+            self._led_at = min(now, self._led_at + paused)
             for rank in self._ranks.values():
                 rank.moved_at = min(now, rank.moved_at + paused)
         commands: list[Command] = []
@@ -477,9 +502,23 @@ class Member:
             if now - self._beaten_at >= HEARTBEAT_SECONDS:
                 self._beaten_at = now
                 commands.append(Send(Heartbeat(beats=self._beats(now))))
+        if self.state is State.SEARCHING and self.generation and (alone := self._alone(now)):
+            return [*commands, alone]
         if self.state is State.SEARCHING and not self._connecting and now - self._tried_at >= RECONNECT_SECONDS:
             commands.append(self._connect(now))
         return commands
+
+    def _alone(self, now: float) -> Leave | None:
+        """A coordinator that we had is not replaced in time, or is gone for good: the gang may have ended without us.
+        One that we never met may wait for its node, which its controller knows better than we do."""
+        limit = self.place.start_deadline_seconds
+        if now - self._led_at <= limit:
+            return None
+        message = (
+            f"index {self.place.index} lost index 0 and did not find it again in {limit:.0f} s"
+            " (spec.scheduling.startDeadlineSeconds)"
+        )
+        return Leave(Exit(code=EXIT_ALONE, reason="CoordinatorLost", message=message))
 
     def _connect(self, now: float) -> Connect:
         """The announced address first, DNS every other time: either of them may be out of date."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from bigmodel.api.model import LongText, Model, Text
-from bigmodel.api.progress import ArtifactSummary, ErrorReport, Incident, RankReport
+from bigmodel.api.progress import ArtifactSummary, CheckpointSummary, ErrorReport, Incident, Ledger, RankReport, Step
 from bigmodel.api.run import RestartCounts
 
 LINE_BYTES = 65536
@@ -22,6 +22,9 @@ MESSAGE_BYTES = 1024
 TRACEBACK_BYTES = 1536
 STACKS_BYTES = 10240
 INCIDENT_BYTES = 2048
+INCIDENTS_BYTES = 51200  # of all incidents together, as JSON
+LOG_BYTES = 2048
+LOG_LINES = 20
 FAILURES = 8
 
 
@@ -44,6 +47,7 @@ class RankFailure(Model):
     signal: Text | None = None
     message: LongText
     traceback: LongText | None = None
+    log: LongText | None = None  # the last lines it wrote
     connection_error: bool = False  # it died of another rank's death
     age_seconds: Annotated[float, Field(ge=0)] = 0.0  # since it ended, by its launcher's clock
 
@@ -55,6 +59,15 @@ class RankStack(Model):
     stopped: bool = False
     waits: bool = False
     text: str = ""
+    log: LongText | None = None
+
+
+class Standing(Model):
+    """What a coordinator knows of an attempt and its successor must: every member remembers it."""
+
+    checkpoint: CheckpointSummary | None = None
+    ledger: Ledger = Ledger()
+    first_step_at: float | None = None  # seconds since the epoch
 
 
 class Hello(Model):
@@ -68,6 +81,9 @@ class Hello(Model):
     coordinator_incarnation: int = 0  # highest coordinator this launcher ever heard of
     spent: RestartCounts = RestartCounts()
     incidents: Annotated[list[Incident], Field(max_length=10, default_factory=list)]
+    standing: Standing = Standing()
+    step: Step = 0  # furthest of its ranks
+    parted_seconds: Annotated[float, Field(ge=0)] = 0.0  # since the last word of the coordinator before
 
 
 class Heartbeat(Model):
@@ -75,6 +91,7 @@ class Heartbeat(Model):
 
     type: Literal["hb"] = "hb"
     incarnation: Annotated[int, Field(ge=0)] = 0
+    standing: Standing | None = None  # of the coordinator
     beats: Annotated[list[Beat], Field(max_length=256, default_factory=list)]
 
 
@@ -125,6 +142,7 @@ class Start(Model):
     env: dict[str, str]
     spent: RestartCounts
     incidents: Annotated[list[Incident], Field(max_length=10, default_factory=list)]
+    standing: Standing = Standing()
 
 
 class Stop(Model):
@@ -158,6 +176,7 @@ class Exit(Model):
     message: LongText | None = None
     error: ErrorReport | None = None
     artifact: ArtifactSummary | None = None
+    checkpoint: CheckpointSummary | None = None
 
 
 class Announcement(Model):

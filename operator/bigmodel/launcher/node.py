@@ -73,6 +73,7 @@ class Node:
             incarnation=settings.incarnation,
             processes=self._processes_per_node,
             grace_seconds=run.termination_grace_seconds,
+            start_deadline_seconds=run.start_deadline_seconds,
         )
         self._member = Member(self._place, self._now())
         self._coordinator: Coordinator | None = None
@@ -84,6 +85,7 @@ class Node:
                 incarnation=settings.incarnation,
                 pod_ip=settings.pod_ip,
                 budgets=run.budgets,
+                start_deadline_seconds=run.start_deadline_seconds,
                 artifact_promised=run.recipe is not None,
                 store=run.framework == "pytorch",
             )

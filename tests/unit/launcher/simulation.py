@@ -51,7 +51,7 @@ class Launcher:
         self.world = world
         self.index = index
         self.incarnation = incarnation
-        self.place = Place(world.gang.uid, 1, index, incarnation, 1, world.grace_seconds)
+        self.place = Place(world.gang.uid, 1, index, incarnation, world.processes, world.grace_seconds, 900)
         self.member = Member(self.place, world.now)
         self.coordinator: Coordinator | None = None
         if index == 0:
@@ -146,9 +146,12 @@ class Launcher:
 
 
 class World:
-    def __init__(self, nodes: int, seed: int, steps: int, gang: Gang, grace_seconds: float = 30.0) -> None:
+    def __init__(
+        self, nodes: int, seed: int, steps: int, gang: Gang, grace_seconds: float = 30.0, processes: int = 1
+    ) -> None:
         self.now = 0.0
         self.gang = gang
+        self.processes = processes
         self.grace_seconds = grace_seconds
         self.steps = steps
         self.random = random.Random(seed)
@@ -231,8 +234,10 @@ class World:
         if generation not in self.generations[-1:]:
             assert not self.generations or generation > self.generations[-1], "generations only grow"
             self.generations.append(generation)
-        self.ranks.append(Rank(launcher.index, generation, launcher, self.checkpoint))
-        self._report(self.ranks[-1], RunPhase.STARTING)
+        first = launcher.index * self.processes
+        for number in range(first, first + self.processes):
+            self.ranks.append(Rank(number, generation, launcher, self.checkpoint))
+            self._report(self.ranks[-1], RunPhase.STARTING)
 
     def end_rank(self, rank: Rank, code: int, connection_error: bool = False) -> None:
         """It ends by itself, or somebody kills it who is not its launcher."""
@@ -246,7 +251,8 @@ class World:
             )
         launcher = rank.launcher
         launcher.to_member(membership.RankEnded(rank.generation, rank.number, failure))
-        self.after(0.005, lambda: launcher.to_member(membership.Reaped(rank.generation)))
+        if not any(other.generation == rank.generation for other in self.ranks_of(launcher)):
+            self.after(0.005, lambda: launcher.to_member(membership.Reaped(rank.generation)))
         if code:
             for other in self.ranks:
                 if other.generation == rank.generation and not other.hangs:
@@ -265,7 +271,7 @@ class World:
     def _step(self) -> None:
         """All ranks of a complete generation step together; one that hangs holds all."""
         self.after(STEP_SECONDS, self._step)
-        complete = len(self.ranks) == self.gang.nodes and not any(rank.hangs for rank in self.ranks)
+        complete = len(self.ranks) == self.gang.nodes * self.processes and not any(rank.hangs for rank in self.ranks)
         if not complete:
             return
         for rank in list(self.ranks):

@@ -113,7 +113,7 @@ CASES = {
 
 @pytest.mark.parametrize(("failure", "in_a_row", "spent", "given", "want"), CASES.values(), ids=CASES)
 def test_after_failure(failure: Failure, in_a_row: int, spent: RestartCounts, given: Budgets, want: GoOn | str) -> None:
-    verdict = after_failure(failure, Streak(failure.exit_code, in_a_row), spent, given)
+    verdict = after_failure(failure, Streak(failure.exit_code, 7, in_a_row), spent, given)
     if isinstance(want, GoOn):
         assert verdict == want
     else:
@@ -122,9 +122,11 @@ def test_after_failure(failure: Failure, in_a_row: int, spent: RestartCounts, gi
         assert "rank 1 broke" in verdict.message
 
 
-def test_a_streak_is_of_one_exit_code_without_a_step_between() -> None:
-    streak = Streak().after(1, made_a_step=False)
-    assert streak.length == 1
-    assert streak.after(1, made_a_step=False).length == 2
-    assert streak.after(1, made_a_step=True).length == 1
-    assert streak.after(2, made_a_step=False) == Streak(2, 1)
+def test_a_streak_is_of_one_exit_code_at_one_step() -> None:
+    """A11, C29: whether it never got to a step, or dies again where it died before."""
+    streak = Streak().after(1, step=0)
+    assert streak == Streak(1, 0, 1)
+    assert streak.after(1, step=0) == Streak(1, 0, 2)
+    assert streak.after(1, step=5) == Streak(1, 5, 1)
+    assert Streak(1, 5, 2).after(1, step=5) == Streak(1, 5, 3)
+    assert Streak(1, 5, 2).after(2, step=5) == Streak(2, 5, 1)

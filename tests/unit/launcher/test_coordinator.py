@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from bigmodel.api.names import gang_token
-from bigmodel.api.progress import ArtifactSummary, Incident, RankReport, RunPhase
+from bigmodel.api.progress import ArtifactSummary, CheckpointSummary, Incident, RankReport, RunPhase
 from bigmodel.api.run import Budgets, RestartCounts
 from bigmodel.launcher.coordinator import (
     AnnouncementAnswered,
@@ -40,12 +40,15 @@ from bigmodel.launcher.message import (
     RankStack,
     Refused,
     Save,
+    Standing,
     Start,
     Stop,
     Stopped,
 )
+from tests.unit.launcher.gang import a_rule
 
 UID = "0b8d7c2e"
+CHECKPOINT = CheckpointSummary(step=5, uri="s3://a/c", digest="sha256:" + "1" * 64, saved_at=7.0)
 ARTIFACT = ArtifactSummary(uri="s3://a/b", digest="sha256:" + "0" * 64, size_bytes=1, variant="default")
 
 
@@ -61,12 +64,16 @@ def hello(index: int, **changes: Any) -> Hello:
     return Hello(**(values | changes))
 
 
+HEARTBEAT = Heartbeat(incarnation=0, standing=Standing())
+
+
 class Trial:
     """A coordinator of attempt 2 and what it said since asked last. A member's connection is 10 + its index."""
 
     def __init__(self, nodes: int = 2, **changes: Any) -> None:
         budgets = {"max_restarts": 3, "max_hang_restarts": 3, "hang_timeout_seconds": 5} | changes.pop("budgets", {})
         gang = {"incarnation": 0, "pod_ip": "10.0.0.1", "artifact_promised": False, "store": True} | changes
+        gang = {"start_deadline_seconds": 900} | gang
         self.now = 100.0
         self.coordinator = Coordinator(Gang(UID, 2, nodes, budgets=Budgets(**budgets), **gang), 0.0, self.now)
         self.nodes = nodes
@@ -116,8 +123,8 @@ def to(index: int, message: Any) -> Send:
 
 def test_a_generation_starts_when_all_are_there_and_the_store_listens() -> None:
     it = Trial()
-    assert it.hear(1, hello(1)) == [to(1, Heartbeat(incarnation=0))]
-    assert it.hear(0, hello(0)) == [to(0, Heartbeat(incarnation=0)), OpenStore(1)]
+    assert it.hear(1, hello(1)) == [to(1, HEARTBEAT)]
+    assert it.hear(0, hello(0)) == [to(0, HEARTBEAT), OpenStore(1)]
     assert it.give(StoreListens(1, 4711)) == [to(1, start(1)), to(0, start(1))]
 
 
@@ -428,3 +435,149 @@ def test_a_pod_that_is_told_to_stop_while_the_gang_waits_goes_at_once() -> None:
     it = Trial()
     it.hear(1, hello(1))
     assert it.hear(1, Leaving()) == [to(1, Exit(code=143, reason="Terminated"))]
+
+
+def test_ranks_that_save_and_leave_with_0_have_not_finished() -> None:
+    """A27, A29: many programs call it success when they were told to stop and did."""
+    it = Trial(budgets={"max_restarts": 0}).running()
+    it.hear(0, beat(0, 9))
+    it.hear(1, Leaving())
+    it.hear(0, Done(generation=1))
+    said = it.hear(1, Done(generation=1))
+    assert said == [to(1, Exit(code=143, reason="Terminated"))]
+    assert [i.cause for i in it.coordinator.progress().incidents] == ["Terminated"]
+
+
+FINISHED = {
+    "its last step is made": {"step": 100},
+    "it says so": {"step": 3, "phase": RunPhase.DONE},
+}
+
+
+@pytest.mark.parametrize("changes", FINISHED.values(), ids=FINISHED)
+def test_a_gang_that_is_told_to_leave_when_it_has_finished_has_finished(changes: dict[str, Any]) -> None:
+    it = Trial().running()
+    it.hear(0, beat(0, **changes))
+    it.hear(1, Leaving())
+    it.hear(0, Done(generation=1))
+    (outcome,) = [c.outcome for c in it.hear(1, Done(generation=1)) if isinstance(c, Decided)]
+    assert outcome.code == 0
+
+
+def test_a_program_that_reported_no_step_is_told_so() -> None:
+    """Exit code 0 alone is not success: some programs find no GPU, say so and end with 0."""
+    it = Trial(1).running()
+    said = it.hear(0, Done(generation=1))
+    assert [c.outcome for c in said if isinstance(c, Leave)] == [Exit(code=0, message="no step was reported")]
+    it = Trial(1).running()
+    it.hear(0, beat(0, 1))
+    said = it.hear(0, Done(generation=1))
+    assert [c.outcome for c in said if isinstance(c, Leave)] == [Exit(code=0)]
+
+
+def test_every_end_names_the_newest_checkpoint() -> None:
+    """A29: also when rank 0 told it while its generation was being stopped."""
+    it = Trial(budgets={"max_restarts": 0}).running()
+    it.hear(1, Failed(generation=1, failure=failure(1)))
+    report = RankReport(rank=0, generation=1, phase=RunPhase.CHECKPOINTING, step=5, checkpoint=CHECKPOINT)
+    it.hear(0, Heartbeat(beats=[Beat(report=report, idle_seconds=0)]))
+    (decided,) = [c for c in it.stop_all() if isinstance(c, Decided)]
+    assert decided.outcome.checkpoint == CHECKPOINT
+
+
+def test_who_is_let_go_knows_the_checkpoint() -> None:
+    it = Trial().running()
+    it.hear(1, Leaving())
+    report = RankReport(rank=0, generation=1, phase=RunPhase.CHECKPOINTING, step=5, checkpoint=CHECKPOINT)
+    it.hear(0, Heartbeat(beats=[Beat(report=report, idle_seconds=0)]))
+    assert it.stop_all()[-1] == to(1, Exit(code=143, reason="Terminated", checkpoint=CHECKPOINT))
+
+
+def test_a_coordinator_that_follows_another_and_finds_nobody_leaves() -> None:
+    """A21: its predecessor may have been lost after it told the others the end. One that is the first waits: they may
+    queue for nodes."""
+    first, second = Trial(), Trial(incarnation=1)
+    for it in (first, second):
+        it.hear(0, hello(0, incarnation=it.coordinator.gang.incarnation))
+        for _ in range(1800):
+            it.hear(0, Heartbeat())
+            it.give(Tick(), after=0.5)
+    assert not [c for c in first.give(Tick(), after=1) if isinstance(c, Leave)]
+    (leave,) = [c for c in second.give(Tick(), after=1) if isinstance(c, Leave)]
+    assert (leave.outcome.code, leave.outcome.reason) == (75, "MembersLost")
+    assert "missing: index 1" in leave.outcome.message
+
+
+def test_a_hang_before_the_first_step_is_charged_as_one() -> None:
+    """A21, C26: it ends with stacks, and its rank is named."""
+    it = Trial().running()
+    it.hear(0, beat(0, 1))
+    it.hear(1, beat(1, 0, idle=901, phase=RunPhase.STARTING))
+    assert to(1, Stop(generation=1, stacks=True)) in it.give(Tick(), after=0.1)
+    it.stop_all()
+    (incident,) = it.coordinator.progress().incidents
+    assert (incident.cause, incident.rank) == ("Hang", 1)
+    assert "did not get to its first step" in incident.message
+
+
+SIGTERM_WHILE = {
+    "gathering": (lambda it: it.hear(1, hello(1)), Phase.GATHERING),
+    "preparing": (lambda it: [it.hear(index, hello(index)) for index in (0, 1)], Phase.PREPARING),
+    "stopping": (lambda it: it.running().hear(0, Failed(generation=1, failure=failure(0))), Phase.STOPPING),
+}
+
+
+@pytest.mark.parametrize(("reach", "phase"), SIGTERM_WHILE.values(), ids=SIGTERM_WHILE)
+def test_a_pod_that_is_told_to_stop_at_any_time_is_let_go(reach: Any, phase: Phase) -> None:
+    """A16, C27."""
+    it = Trial()
+    reach(it)
+    assert it.coordinator.phase is phase
+    said = it.give(Received(11, Leaving()), after=0.1)
+    if phase is Phase.STOPPING:
+        said = it.stop_all()
+    assert to(1, Exit(code=143, reason="Terminated")) in said
+    assert it.coordinator.progress().program_restarts == (1 if phase is Phase.STOPPING else 0)
+
+
+def test_a_pod_that_is_told_to_stop_when_all_is_over_ends_as_all_do() -> None:
+    it = Trial(budgets={"max_restarts": 0}).running()
+    it.hear(1, Failed(generation=1, failure=failure(1, 42)))
+    it.stop_all()
+    (leave,) = it.hear(1, Leaving())
+    assert isinstance(leave, Leave)
+    assert leave.outcome.code == 42
+
+
+TRIES = {
+    "max + 1, at steps that differ": (3, [1, 1, 1, 1], lambda n: n, "MaxRestartsExceeded"),
+    "one": (0, [1], lambda n: n, "MaxRestartsExceeded"),
+    "a retryable code is not endless": (2, [42, 42, 42], lambda n: n, "MaxRestartsExceeded"),
+    "three at one step": (9, [1, 1, 1], lambda n: 5, "CrashLoop"),
+    "three at one step, but the codes differ": (3, [1, 2, 1, 2], lambda n: 5, "MaxRestartsExceeded"),
+    "a code of a rule, at once": (3, [43], lambda n: 5, "FailJob"),
+    "never, the code is ignored, until another": (0, [44, 44, 44, 44, 1], lambda n: n, "MaxRestartsExceeded"),
+}
+
+
+@pytest.mark.parametrize(("budget", "codes", "step", "reason"), TRIES.values(), ids=TRIES)
+def test_how_many_tries_there_are(budget: int, codes: list[int], step: Any, reason: str) -> None:
+    """A11, A13, A14, A15, C29: exactly maxRestarts + 1, fewer only by a rule or a crash loop."""
+    rules = [a_rule("Restart", 42), a_rule("FailJob", 42, 43), a_rule("RestartAndIgnore", 44)]
+    it = Trial(1, budgets={"max_restarts": budget, "rules": rules})
+    it.hear(0, hello(0))
+    decided: list[Exit] = []
+    for number, code in enumerate(codes, start=1):
+        assert not decided, f"it ended after {number - 1} tries"
+        it.give(Tick(), after=60)
+        it.give(StoreListens(it.coordinator.generation, 4711))
+        assert it.coordinator.phase is Phase.RUNNING
+        report = RankReport(
+            rank=0, generation=it.coordinator.generation, phase=RunPhase.TRAINING, step=step(number), total_steps=100
+        )
+        it.hear(0, Heartbeat(beats=[Beat(report=report, idle_seconds=0)]))
+        generation = it.coordinator.generation
+        it.hear(0, Failed(generation=generation, failure=failure(0, code)))
+        said = it.hear(0, Stopped(generation=generation, failures=[failure(0, code)]))
+        decided = [command.outcome for command in said if isinstance(command, Decided)]
+    assert [(outcome.reason, outcome.code) for outcome in decided] == [(reason, codes[-1])]

@@ -8,6 +8,7 @@ from bigmodel.api.progress import (
     LAST_WORD_BYTES,
     ArtifactSummary,
     ArtifactVariant,
+    CheckpointSummary,
     ErrorReport,
     Incident,
     LastWord,
@@ -17,6 +18,7 @@ from bigmodel.api.progress import (
 from bigmodel.launcher.last_word import last_word, written
 from bigmodel.launcher.message import Exit
 
+CHECKPOINT = CheckpointSummary(step=5, uri="s3://a/" + "c" * 200, digest="sha256:" + "1" * 64, saved_at=7.0)
 METRICS = st.lists(
     st.builds(Metric, name=st.just("val_mse"), value=st.text("0123456789.", min_size=1, max_size=32)), max_size=8
 )
@@ -95,11 +97,29 @@ def test_the_end_of_the_traceback_survives_longest() -> None:
     error = ErrorReport(
         rank=1, index=1, exit_code=1, message="ValueError: nan", traceback="".join(frames)[:4000] + "END"
     )
-    incidents = [Incident(at=1.0, generation=g, cause="Hang", message="x" * 900) for g in range(1, 11)]
+    incidents = [Incident(at=1.0, generation=g, cause="Hang", message="x" * 900, log="y\n" * 900) for g in range(1, 11)]
     outcome = Exit(code=1, reason="CrashLoop", message="rank 1 broke", error=error)
     word = last_word(outcome, uid="u", attempt=1, generation=3, index=1, progress=progress(incidents))
     read = json.loads(written(word))
     assert read["error"]["traceback"].endswith("END")
-    assert len(read["error"]["traceback"]) > 1400
+    assert len(read["error"]["traceback"]) > 700
     assert read["message"] == "rank 1 broke"
-    assert read["progress"]["incidents"] == []
+    (incident,) = read["progress"]["incidents"]
+    assert incident["generation"] == 10
+    assert len(incident["log"]) > 900
+
+
+def test_the_checkpoint_is_told_whatever_else_is_cut() -> None:
+    """A suspended job learns from it what was saved (A29)."""
+    error = ErrorReport(rank=1, index=1, exit_code=1, message="m" * 4000, traceback="t" * 4000)
+    outcome = Exit(code=143, reason="Terminated", message="n" * 4000, error=error, checkpoint=CHECKPOINT)
+    incidents = [Incident(at=1.0, generation=1, cause="Hang", message="x" * 2000, log="y" * 2000)]
+    word = last_word(outcome, uid="u", attempt=1, generation=3, index=1, progress=progress(incidents))
+    assert LastWord.model_validate_json(written(word)).checkpoint == CHECKPOINT
+
+
+def test_the_checkpoint_is_told_by_whoever_knows_it() -> None:
+    """Every exit: also that of a pod which nobody told the end."""
+    known = progress([]).model_copy(update={"checkpoint": CHECKPOINT})
+    word = last_word(Exit(code=78), uid="u", attempt=1, generation=3, index=1, progress=known)
+    assert word.checkpoint == CHECKPOINT

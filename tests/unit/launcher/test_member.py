@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bigmodel.api.names import gang_token
-from bigmodel.api.progress import ArtifactSummary, RankReport, RunPhase
+from bigmodel.api.progress import ArtifactSummary, CheckpointSummary, Ledger, RankReport, RunPhase
 from bigmodel.api.run import RestartCounts
 from bigmodel.launcher.member import (
     Announced,
@@ -44,6 +44,7 @@ from bigmodel.launcher.message import (
     RankStack,
     Refused,
     Save,
+    Standing,
     Start,
     Stop,
     Stopped,
@@ -52,6 +53,8 @@ from bigmodel.launcher.message import (
 TOKEN = gang_token("uid", 1)
 ARTIFACT = ArtifactSummary(uri="s3://a/b", digest="sha256:" + "0" * 64, size_bytes=1, variant="default")
 START = Start(generation=3, env={"MASTER_ADDR": "10.0.0.1"}, spent=RestartCounts(program=1))
+CHECKPOINT = CheckpointSummary(step=5, uri="s3://a/c", digest="sha256:" + "1" * 64, saved_at=7.0)
+STANDING = Standing(checkpoint=CHECKPOINT, ledger=Ledger(lost_seconds=3.0), first_step_at=2.0)
 BOOM = RankFailure(rank=2, exit_code=5, message="boom")
 
 
@@ -60,7 +63,7 @@ class Trial:
 
     def __init__(self, grace_seconds: float = 60) -> None:
         self.now = 50.0
-        self.member = Member(Place("uid", 1, 1, 0, 2, grace_seconds), self.now)
+        self.member = Member(Place("uid", 1, 1, 0, 2, grace_seconds, 900), self.now)
 
     def give(self, event: Any, after: float = 0.0) -> list[Command]:
         self.now += after
@@ -104,9 +107,11 @@ def test_it_looks_for_the_coordinator_every_tenth_of_a_second() -> None:
 
 def test_it_introduces_itself_with_all_it_remembers() -> None:
     it = Trial().running()
-    it.give(Disconnected())
+    it.report(3, step=7)
+    it.hear(Heartbeat(standing=STANDING))
+    it.give(Disconnected(), after=0.25)
     it.give(Reaped(3))
-    it.give(Tick(), after=0.1)
+    it.give(Tick(), after=0.25)
     (said,) = it.give(Connected())
     assert said == Send(
         Hello(
@@ -117,6 +122,9 @@ def test_it_introduces_itself_with_all_it_remembers() -> None:
             generation=3,
             processes=2,
             spent=RestartCounts(program=1),
+            standing=STANDING,
+            step=7,
+            parted_seconds=0.5,
         )
     )
 
@@ -150,7 +158,7 @@ def test_ranks_that_we_killed_are_no_failures() -> None:
 
 def test_done_is_told_when_all_ended_well_with_what_rank_0_published() -> None:
     it = Trial()
-    it.member.place = Place("uid", 1, 0, 0, 1, 60)
+    it.member.place = Place("uid", 1, 0, 0, 1, 60, 900)
     it.running()
     it.report(0, phase=RunPhase.DONE, artifact=ARTIFACT)
     it.give(RankEnded(3, 0, None))
@@ -318,3 +326,49 @@ def test_sigterm_without_a_coordinator_ends_it_at_once() -> None:
     (leave,) = Trial().give(Terminating())
     assert isinstance(leave, Leave)
     assert leave.outcome.code == 143
+
+
+def test_a_checkpoint_goes_up_at_once_and_with_every_heartbeat() -> None:
+    """Rank 0 tells it once, and its next step may come before the next heartbeat."""
+    it = Trial()
+    it.member.place = Place("uid", 1, 0, 0, 1, 60, 900)
+    it.running()
+    it.report(0, step=5)
+    (told,) = it.report(0, step=5, checkpoint=CHECKPOINT)
+    assert told.message.beats[0].report.checkpoint == CHECKPOINT
+    it.report(0, step=6)
+    (beat,) = it.give(Tick(), after=0.6)
+    assert (beat.message.beats[0].report.step, beat.message.beats[0].report.checkpoint) == (6, CHECKPOINT)
+
+
+def test_all_evidence_goes_up_for_the_rank_that_died_by_itself() -> None:
+    it = Trial().running()
+    echo = RankFailure(rank=2, exit_code=1, message="reset", traceback="t", log="l", connection_error=True)
+    own = RankFailure(rank=3, exit_code=139, message="-", signal="SIGSEGV", traceback="t", log="l")
+    it.give(RankEnded(3, 2, echo))
+    it.give(RankEnded(3, 3, own))
+    it.hear(Stop(generation=3))
+    (said,) = it.give(Reaped(3))
+    assert [(f.rank, f.traceback, f.log) for f in said.message.failures] == [(3, "t", "l"), (2, None, None)]
+
+
+def test_who_lost_its_coordinator_for_good_leaves_after_the_start_deadline() -> None:
+    """The gang may have ended while it was cut off."""
+    it = Trial().running()
+    it.hear(Heartbeat())
+    it.give(Disconnected())
+    it.give(Reaped(3))
+    it.give(Connected())  # something answers at the old address, and says nothing
+    it.give(Disconnected())
+    assert [c for c in it.ticks(899) if not isinstance(c, Connect | Disconnect)] == []
+    (leave,) = [c for c in it.ticks(3) if isinstance(c, Leave)][:1]
+    assert (leave.outcome.code, leave.outcome.reason) == (75, "CoordinatorLost")
+    assert "startDeadlineSeconds" in leave.outcome.message
+
+
+def test_who_never_had_a_coordinator_waits_for_it() -> None:
+    """Index 0 may still queue for a node: its controller counts that time."""
+    it = Trial()
+    for _ in range(20):
+        assert [c for c in it.give(Tick(), after=100) if isinstance(c, Leave)] == []
+        it.give(Disconnected())

@@ -79,7 +79,7 @@ def keep_pods_alive(world: World) -> None:
 @given(nodes=st.integers(1, 4), seed=st.integers(0, 2**32), faults=st.lists(FAULTS, max_size=6))
 def test_whatever_happens_the_gang_ends_with_an_artefact(nodes: int, seed: int, faults: list[Fault]) -> None:
     budgets = Budgets(max_restarts=100, max_hang_restarts=100, hang_timeout_seconds=5)
-    gang = Gang("uid", 1, nodes, 0, "10.0.0.1", budgets, artifact_promised=True, store=True)
+    gang = Gang("uid", 1, nodes, 0, "10.0.0.1", budgets, 900, artifact_promised=True, store=True)
     world = World(nodes, seed, STEPS, gang)
     world.after(0.2, lambda: keep_pods_alive(world))
     for fault in faults:
