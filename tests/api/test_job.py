@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 
 from bigmodel.api import names
-from bigmodel.controller.decision import BIG_MODEL_JOB, NETWORK_POLICY, POD, POD_GROUP, SERVICE
-from tests.api.kubectl import Kubectl
+from bigmodel.controller.decision import BIG_MODEL_JOB, NETWORK_POLICY, POD, POD_GROUP, SERVICE, Manifest
+from tests.api.kubectl import Kubectl, Refused
 from tests.api.training import Place, told, training_place
 from tests.builders import DIGEST
 
@@ -197,3 +197,123 @@ async def test_what_the_schema_lets_through_is_refused_in_the_status(place: Plac
     assert "startTime" not in status, "the spec can still be corrected"
     await place.apply()
     await place.until("it is accepted", lambda s: told(s, "Accepted") == ("True", "Accepted"))
+
+
+async def groups(place: Place) -> list[Manifest]:
+    """PodGroups, but those whose finalizer nobody takes away: that is the controller-manager's."""
+    return [group for group in await place.nodes.all(POD_GROUP) if not group["metadata"].get("deletionTimestamp")]
+
+
+async def test_a_job_is_suspended_and_resumed_at_the_step_it_saved(place: Place) -> None:
+    """A4, A24, A29, A30."""
+    await place.apply(activeDeadlineSeconds=3600)
+    begun = await place.trains()
+    old = await place.pods()
+    await place.kubectl("patch", "bmj", "mlp", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    await place.kubectl("wait", "--for=condition=Suspended", "bmj/mlp", "--timeout=30s")
+    status = await place.status()
+    assert await place.nodes.all(POD) == []
+    assert await groups(place) == []
+    assert status["phase"] == "Suspended"
+    assert status["nodes"] == {"desired": 2, "ready": 0, "succeeded": 0, "failed": 0, "summary": "0/2"}
+    assert status["checkpoint"]["step"] == 31
+    assert "step 31" in status["message"]
+    assert status["restarts"]["total"] == 0
+    row = (await place.kubectl("get", "bmj", "mlp", "--no-headers")).split()
+    assert row[1:3] == ["Suspended", "0/2"]
+    assert row[-2].endswith("s"), "the CHECKPOINT column shows its age"
+
+    placed = '{"spec": {"suspend": false, "podMetadata": {"labels": {"zone": "b"}}}}'
+    await place.kubectl("patch", "bmj", "mlp", "--type=merge", "-p", placed)
+    status = await place.trains(40)
+    assert told(status, "Suspended") == ("False", "Resumed")
+    assert told(status, "Running")[0] == "True"
+    assert (status["attempt"], status["restarts"]["total"]) == (2, 0)
+    assert status["startTime"] > begun["startTime"]
+    new = await place.pods()
+    for index, pod in new.items():
+        assert pod["spec"]["hostname"] == old[index]["spec"]["hostname"]
+        assert pod["metadata"]["labels"]["zone"] == "b"
+    assert told(await place.completes(), "Complete") == ("True", "Complete")
+    story = await place.story()
+    assert {"Suspended", "Resumed", "Checkpointed"} < set(story)
+    assert "AttemptFailed" not in story
+
+
+async def test_a_job_that_is_created_suspended_makes_nothing_until_it_is_resumed(place: Place) -> None:
+    """A28."""
+    await place.apply(suspend=True)
+    await place.kubectl("wait", "--for=condition=Suspended", "bmj/mlp", "--timeout=30s")
+    assert [item for kind in (POD, POD_GROUP, SERVICE) for item in await place.nodes.all(kind)] == []
+    await place.apply(suspend=False)
+    await place.trains()
+
+
+async def test_scaling_resizes_the_gang_at_a_checkpoint(place: Place) -> None:
+    await place.apply()
+    await place.trains()
+    await place.kubectl("scale", "bmj", "mlp", "--replicas=3")
+    await place.until("the new gang runs", lambda s: s["attempt"] == 2 and told(s, "Running")[0] == "True")
+    status = await place.trains(40)
+    assert status["checkpoint"]["step"] == 31
+    assert status["nodes"]["summary"] == "3/3"
+    assert status["restarts"]["total"] == 0
+    assert status["goodput"]["lostSeconds"] == 0
+    [group] = await groups(place)
+    assert group["spec"]["schedulingPolicy"]["gang"]["minCount"] == 3
+    assert len(await place.nodes.all(POD)) == 3
+    assert "Resized" in await place.story()
+
+
+async def test_a_ttl_that_was_over_while_no_controller_ran_removes_the_job(place: Place) -> None:
+    """A26."""
+    await place.apply(ttlSecondsAfterFinished=2)
+    await place.trains()
+    await place.controller.kill()
+    for index, pod in sorted((await place.pods()).items(), reverse=True):
+        launcher = place.nodes.launchers[pod["metadata"]["name"]]
+        await place.nodes.end(pod["metadata"]["name"], 0, **({"artifact": launcher.artifact()} if index == "0" else {}))
+    place.controller.start()
+    await place.until("it has finished", lambda s: s.get("finished") == "True")
+    await place.controller.kill()
+    assert await place.nodes.all(BIG_MODEL_JOB), "nobody was there to remove it"
+    place.controller.start()
+    async with asyncio.timeout(30):
+        while await place.nodes.all(BIG_MODEL_JOB):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def test_a_job_of_another_controller_is_left_alone(place: Place) -> None:
+    """A31."""
+    await place.apply(managedBy="example.com/multikueue")
+    await place.controller.kill()
+    place.controller.start()
+    await place.kubectl("label", "bmj", "mlp", "someone=looks")
+    await asyncio.sleep(2)
+    assert await place.status() == {}
+    assert [item for kind in (POD, POD_GROUP, SERVICE, NETWORK_POLICY) for item in await place.nodes.all(kind)] == []
+    with pytest.raises(Refused, match="managedBy never changes"):
+        await place.apply(managedBy="example.com/other")
+
+
+async def test_a_job_that_is_made_again_under_its_name_takes_none_of_its_predecessors_children(place: Place) -> None:
+    """C39. No garbage collector runs here: what the old job left stays."""
+    await place.apply()
+    await place.trains()
+    old = await place.pods()
+    await place.kubectl("delete", "bmj", "mlp")
+    await place.apply()
+    await place.until("the new gang runs", lambda s: told(s, "Running")[0] == "True")
+    job = await place.client.get(BIG_MODEL_JOB, place.nodes.namespace, "mlp")
+    ours = [
+        pod
+        for pod in await place.nodes.all(POD)
+        if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"]
+    ]
+    assert len(ours) == 2
+    assert not {pod["metadata"]["name"] for pod in ours} & {pod["metadata"]["name"] for pod in old.values()}
+    services = {
+        s["metadata"]["ownerReferences"][0]["uid"]: s["spec"]["selector"] for s in await place.nodes.all(SERVICE)
+    }
+    selector = services[job["metadata"]["uid"]]
+    assert not any(selector.items() <= pod["metadata"]["labels"].items() for pod in old.values())

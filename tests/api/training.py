@@ -49,6 +49,7 @@ class Launcher:
     index: int
     server: web.AppRunner
     step: int = 0
+    ended: bool = False
 
     def progress(self) -> dict[str, Any]:
         training = {"metrics": [{"name": "loss", "value": "0.2117"}], "firstStepAt": datetime.now(UTC).timestamp()}
@@ -59,6 +60,12 @@ class Launcher:
     def last_word(self, exit_code: int, **fields: Any) -> str:
         said = {"uid": self.run.uid, "attempt": self.run.attempt, "generation": 1, "index": self.index}
         return json.dumps({**said, "exitCode": exit_code, "step": self.step, **fields})
+
+    def checkpoint(self) -> dict[str, Any]:
+        """The one it saves when it is told to leave."""
+        home = f"{STORE_URI}/{self.run.namespace}/{self.run.job}/{self.run.uid}/checkpoint"
+        saved = {"step": self.step, "digest": DIGEST, "savedAt": datetime.now(UTC).timestamp()}
+        return {**saved, "uri": f"{home}/{self.run.attempt}.1/{self.step}"}
 
     def artifact(self) -> dict[str, Any]:
         uri = (
@@ -88,7 +95,10 @@ class Nodes:
     async def step(self) -> None:
         for pod in await self.all(POD):
             metadata = pod["metadata"]
-            if metadata.get("deletionTimestamp"):
+            launcher = self.launchers.get(metadata["name"])
+            if metadata.get("deletionTimestamp") and launcher is not None and launcher.step and not launcher.ended:
+                await self.end(metadata["name"], 143, reason="Terminated", checkpoint=launcher.checkpoint())
+            elif metadata.get("deletionTimestamp"):
                 await self.stop(metadata["name"])
                 await self.client.delete(POD, self.namespace, metadata["name"], metadata["uid"], 0)
             elif metadata["name"] not in self.launchers and not self.holds:
@@ -128,6 +138,7 @@ class Nodes:
     async def end(self, name: str, exit_code: int, **word: Any) -> None:
         """The container ends; the launcher has its last word."""
         launcher = self.launchers[name]
+        launcher.ended = True
         message = launcher.last_word(exit_code, **word)
         reason = "Completed" if exit_code == 0 else "Error"
         terminated = {"exitCode": exit_code, "reason": reason, "message": message, "finishedAt": _now()}
