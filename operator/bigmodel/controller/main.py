@@ -20,6 +20,7 @@ from bigmodel.api.names import FIELD_MANAGER
 from bigmodel.controller import health, logs, metrics, trigger
 from bigmodel.controller.decision import BIG_MODEL_JOB, POD, WORKLOAD, Manifest, Reconciler, ResourceKind
 from bigmodel.controller.engine import Engine, related_key
+from bigmodel.controller.job.inquiries import Inquiries
 from bigmodel.controller.job.progress import ProgressSource
 from bigmodel.controller.job.reconciler import JobReconciler
 from bigmodel.controller.kube import errors
@@ -117,8 +118,10 @@ async def act(
     await _until_it_answers(lambda: facts.refresh(client))
     jobs = Reflector(client, BIG_MODEL_JOB, settings.watch_namespaces)
     progress, verdicts = ProgressSource(queue.add), VerdictSource(queue.add)
+    inquiries = Inquiries(client, settings.watch_namespaces, queue.add)
     services = ServiceReconciler(settings, facts, jobs, verdicts)
-    reconcilers: tuple[Reconciler, ...] = (JobReconciler(settings, facts, progress, client), services)
+    job_rules = JobReconciler(settings, facts, progress, inquiries, client)
+    reconcilers: tuple[Reconciler, ...] = (job_rules, services)
     reflectors = _child_reflectors(client, settings, reconcilers)
     _follow_version(reflectors, facts)
     state.reflectors = {**reflectors, BIG_MODEL_JOB.kind: jobs}
@@ -128,6 +131,7 @@ async def act(
         background = [
             group.create_task(facts.keep_fresh(client, lambda: _follow_version(reflectors, facts))),
             group.create_task(progress.run()),
+            group.create_task(inquiries.run()),
             group.create_task(verdicts.run()),
             group.create_task(_queue_followers(job_changes, services, queue)),
             *(group.create_task(reflector.run()) for reflector in state.reflectors.values()),

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from bigmodel.api.store import Store
-from bigmodel.controller.decision import ResourceKind
+from bigmodel.controller.decision import NODE, ResourceKind
 from bigmodel.controller.job.reconciler import QUEUED_CHILDREN, QUEUED_READS, JobReconciler
 from bigmodel.controller.kube.events import EVENT
 from bigmodel.controller.kube.lease import LEASE
@@ -24,6 +24,7 @@ from bigmodel.controller.settings import Settings, read_settings
 from tests.unit.chart.conftest import CHART, NAMESPACE, HelmRefused, Object, Render
 
 EMBEDDED = "store: {embedded: {enabled: true}, secretNamespaces: [demo, ml]}"
+NO_NODES = "clusterReads: false"
 WATCHED = "watchNamespaces: [ml, demo]"
 EVERYTHING = """
 registry: registry.example.com/team/
@@ -36,6 +37,7 @@ nodeSelector: {disk: ssd}
 tolerations: [{key: a, operator: Exists}]
 priorityClassName: high
 watchNamespaces: [ml]
+clusterReads: false
 clusterDomain: cluster.example.com
 leaderElection: {leaseSeconds: 15, renewSeconds: 2}
 triton: {minimumVersion: "24.10"}
@@ -103,7 +105,7 @@ class TestRights:
         assert {namespace for namespace, _ in operator_rights(render(WATCHED))} == {NAMESPACE, "ml", "demo"}
 
     def test_each_watched_namespace_has_the_rights_that_hold_everywhere_otherwise(self, render: Render) -> None:
-        everywhere = [rule for namespace, rule in operator_rights(render("")) if namespace is None]
+        everywhere = [rule for namespace, rule in operator_rights(render(NO_NODES)) if namespace is None]
         assert [rule for namespace, rule in operator_rights(render(WATCHED)) if namespace == "ml"] == everywhere
 
     def test_the_operator_may_do_what_its_rules_need_and_nothing_else(self, render: Render) -> None:
@@ -113,7 +115,10 @@ class TestRights:
                 if namespace is None:
                     granted.setdefault((group, resource), set()).update(rule["verbs"])
         follow, act = {"list", "watch"}, {"get", "create", "patch", "delete"}
-        needed: dict[tuple[str, str], set[str]] = {(EVENT.api_version.partition("/")[0], EVENT.plural): {"create"}}
+        needed: dict[tuple[str, str], set[str]] = {
+            (EVENT.api_version.partition("/")[0], EVENT.plural): {"create", "list"},
+            right(NODE): {"list"},
+        }
         for reconciler in (JobReconciler, ServiceReconciler):
             for kind in reconciler.children:
                 needed.setdefault(right(kind), set()).update(follow | act)
@@ -145,6 +150,11 @@ class TestRights:
                 (namespace, "kueue.x-k8s.io", "workloads/status"): ["patch"],
                 **{(None, *right(kind)): ["get"] for kind in QUEUED_READS},
             }
+
+    def test_nodes_are_read_only_where_the_administrator_lets(self, render: Render) -> None:
+        for values in (NO_NODES, WATCHED):
+            rights = operator_rights(render(values))
+            assert [rule for _, rule in rights if NODE.plural in rule["resources"]] == []
 
     def test_the_lease_the_controller_writes_is_the_one_it_may_write(self, render: Render) -> None:
         rules = [rule for _, rule in operator_rights(render("")) if rule["resources"] == [LEASE.plural]]

@@ -60,6 +60,13 @@ class Gang:
         return self.complete and all((pod.running and pod.deleted_until is None) or pod.succeeded for pod in self.pods)
 
     @property
+    def unplaced(self) -> bool:
+        """The scheduler looked, and found no room."""
+        return any(pod.unschedulable for pod in self.pods) or bool(
+            not self.all_bound and self.group is not None and self.group.unschedulable
+        )
+
+    @property
     def all_run_since(self) -> datetime | None:
         """Of a gang that is complete, whether or not its containers have ended since."""
         times = [pod.running_since or (pod.ended.started_at if pod.ended else None) for pod in self.pods]

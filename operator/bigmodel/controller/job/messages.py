@@ -23,6 +23,7 @@ class Reason(StrEnum):
     QUEUED = "Queued"
     ADMITTED = "Admitted"
     UNSCHEDULABLE = "Unschedulable"
+    CLAIM_MISSING = "VolumeClaimMissing"
     QUOTA_EXCEEDED = "QuotaExceeded"
     CHILD_REJECTED = "ChildRejected"
     NAME_TAKEN = "NameTaken"
@@ -40,6 +41,7 @@ class Reason(StrEnum):
     JOB_FINISHED = "JobFinished"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     STORE_SECRET_MISSING = "StoreSecretMissing"  # noqa: S105
+    SCRIPT_MISSING = "ScriptMissing"
     CONTAINER_CONFIG_ERROR = "ContainerConfigError"
     # Suspended, CheckpointHealthy, Degraded
     NOT_SUSPENDED = "NotSuspended"
@@ -82,11 +84,19 @@ class Reason(StrEnum):
 
 
 # What keeps a container from running and heals by itself once its cause is gone.
-POD_TROUBLES = frozenset({Reason.IMAGE_PULL_FAILED, Reason.STORE_SECRET_MISSING, Reason.CONTAINER_CONFIG_ERROR})
+POD_TROUBLES = frozenset(
+    {
+        Reason.IMAGE_PULL_FAILED,
+        Reason.STORE_SECRET_MISSING,
+        Reason.SCRIPT_MISSING,
+        Reason.CONTAINER_CONFIG_ERROR,
+    }
+)
 # What keeps a gang from being created or placed, beside waiting for its turn.
 GANG_TROUBLES = frozenset(
     {
         Reason.UNSCHEDULABLE,
+        Reason.CLAIM_MISSING,
         Reason.QUOTA_EXCEEDED,
         Reason.CHILD_REJECTED,
         Reason.NAME_TAKEN,
@@ -304,6 +314,20 @@ def store_secret_missing(namespace: str, secret: str) -> str:
         f"Secret {secret}, the login of the store, is missing in namespace {namespace}. Make it: kubectl create "
         "secret "
         f"generic {secret} -n {namespace} --from-literal=AWS_ACCESS_KEY_ID=… --from-literal=AWS_SECRET_ACCESS_KEY=…"
+    )
+
+
+def script_missing(namespace: str, name: str, entrypoint: str) -> str:
+    return cut(
+        f"ConfigMap {name}, the script of this job, is missing in namespace {namespace}. Make it: kubectl create "
+        f"configmap {name} -n {namespace} --from-file={entrypoint}; the job goes on by itself."
+    )
+
+
+def claim_missing(namespace: str, name: str) -> str:
+    return cut(
+        f"PersistentVolumeClaim {name} is missing in namespace {namespace}, and no pod can be placed without it. "
+        "Create it; the job goes on by itself. Or make a new job with another one in spec.volumes or spec.store."
     )
 
 

@@ -22,6 +22,7 @@ from bigmodel.controller.decision import (
     Rejection,
     ResourceKind,
 )
+from bigmodel.controller.job.capacity import NodeRoom
 from bigmodel.controller.job.reports import last_word_of
 from bigmodel.controller.job.workload import Queueing, queueing
 
@@ -124,6 +125,22 @@ class Pulled:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What nodes have free, or why that is not known."""
+
+    nodes: tuple[NodeRoom, ...]
+    unknown: str = ""
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """The last warning about a pod that does not start."""
+
+    pod_uid: str
+    message: str
+
+
+@dataclass(frozen=True)
 class ObservedJob:
     """One BigModelJob and all that is of it. `spec` is None where it can't be read, with `problems` saying why."""
 
@@ -146,6 +163,8 @@ class ObservedJob:
     pulled: Pulled | None = None
     pod_group_served: bool = False
     queueing: Queueing = field(default_factory=Queueing)
+    room: Room | None = None  # of a gang that does not fit
+    complaint: Complaint | None = None
 
 
 def observed_job(

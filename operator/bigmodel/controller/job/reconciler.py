@@ -24,7 +24,8 @@ from bigmodel.controller.decision import (
 from bigmodel.controller.job import kueue
 from bigmodel.controller.job.decide import decide
 from bigmodel.controller.job.gang import arrange
-from bigmodel.controller.job.observe import ObservedJob, Pulled, observed_job
+from bigmodel.controller.job.inquiries import Stuck
+from bigmodel.controller.job.observe import Complaint, ObservedJob, Pulled, Room, observed_job
 from bigmodel.controller.job.progress import Target
 from bigmodel.controller.kube import errors
 from bigmodel.controller.settings import Settings
@@ -54,18 +55,30 @@ class ProgressReports(Protocol):
     def latest(self, key: Key) -> Pulled | None: ...
 
 
+class Questions(Protocol):
+    """What `inquiries.Inquiries` offers."""
+
+    def room(self, key: Key) -> Room | None: ...
+    def complaint(self, key: Key, stuck: Stuck) -> Complaint | None: ...
+    def placed(self, key: Key) -> None: ...
+    def started(self, key: Key) -> None: ...
+
+
 class JobReconciler:
     kind: ResourceKind = BIG_MODEL_JOB
     children: tuple[ResourceKind, ...] = (POD, SERVICE, POD_GROUP, NETWORK_POLICY)
     related: tuple[ResourceKind, ...] = ()
 
-    def __init__(self, settings: Settings, facts: Facts, progress: ProgressReports, reader: Reader) -> None:
+    def __init__(
+        self, settings: Settings, facts: Facts, progress: ProgressReports, inquiries: Questions, reader: Reader
+    ) -> None:
         if settings.kueue.enabled:
             self.children = (*self.children, *QUEUED_CHILDREN)
         self._settings = settings
         self._reader = reader
         self._facts = facts
         self._progress = progress
+        self._inquiries = inquiries
 
     async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> ObservedJob:
         metadata = owner["metadata"]
@@ -75,7 +88,24 @@ class JobReconciler:
         job = observed_job(owner, children, rejections, self._progress.latest(key), served, workload)
         self._progress.follow(key, _target(job))
         read = {(kind.kind, name): await self._read(kind, name) for kind, name in kueue.reads(job)}
-        return replace(job, queueing=replace(job.queueing, read=read)) if read else job
+        job = replace(job, queueing=replace(job.queueing, read=read)) if read else job
+        return self._with_answers(key, job)
+
+    def _with_answers(self, key: Key, job: ObservedJob) -> ObservedJob:
+        """With what is known of a gang that does not fit, or of a pod that does not start."""
+        room = complaint = None
+        gang = arrange(job, job.status)
+        over = job.status.finished is not None or job.managed_by is not None
+        if not over and gang.unplaced:
+            room = self._inquiries.room(key)
+        else:
+            self._inquiries.placed(key)
+        stuck = next((pod for pod in gang.pods if pod.bound and not pod.terminal and pod.running_since is None), None)
+        if not over and stuck is not None:
+            complaint = self._inquiries.complaint(key, Stuck(job.namespace, stuck.name, stuck.uid))
+        else:
+            self._inquiries.started(key)
+        return replace(job, room=room, complaint=complaint)
 
     async def _read(self, kind: ResourceKind, name: str) -> Manifest | str:
         """Of the whole cluster; or the sentence why it can't be had."""

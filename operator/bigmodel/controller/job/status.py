@@ -4,6 +4,7 @@ One function for each condition. Counters, incidents and times are facts of thei
 From the conditions before, only lastTransitionTime is taken, and what was known of a running gang while nothing new is.
 """
 
+import re
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from bigmodel.controller.conditions import carried_to, find, is_true, set_condit
 from bigmodel.controller.decision import Rejection
 from bigmodel.controller.job import avoidance, checkpoint, goodput, kueue, messages
 from bigmodel.controller.job.accept import Problem, processes_per_node
+from bigmodel.controller.job.capacity import lack
 from bigmodel.controller.job.failure import Failure, total
 from bigmodel.controller.job.gang import Gang, arrange, still_runs
 from bigmodel.controller.job.incidents import clamped, merged, proven
@@ -221,19 +223,40 @@ def _admitted(job: ObservedJob, gang: Gang, now: datetime) -> Told:
         return "Unknown", Reason.NOT_YET_CREATED, messages.waits_for_earlier(waits_for)
     if not gang.current and not gang.has_started:
         return "Unknown", Reason.NOT_YET_CREATED, messages.not_yet_created()
+    if (claim := _missing_claim(gang)) is not None:
+        return "False", Reason.CLAIM_MISSING, messages.claim_missing(job.namespace, claim)
     texts = [pod.unschedulable for pod in gang.pods if pod.unschedulable]
     text = next(iter(texts), None)
     if gang.group is not None and (whole := gang.group.unschedulable) and together:
         # Most pods only repeat the group's verdict; the one that found no node says what the nodes lack.
         lacking = next((text for text in texts if whole not in text), None)
-        return "False", Reason.UNSCHEDULABLE, messages.unschedulable("; ".join(filter(None, (lacking, whole))))
+        text = "; ".join(filter(None, (lacking, whole)))
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(_in_numbers(job, gang, text))
     if text and together:
-        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(text)
+        return "False", Reason.UNSCHEDULABLE, messages.unschedulable(_in_numbers(job, gang, text))
     if text:
+        text = _in_numbers(job, gang, text)
         return "False", Reason.UNSCHEDULABLE, messages.unschedulable_alone(text, scheduling.start_deadline_seconds)
     if gang.replacements:  # only the successor of a lost pod has no node yet
         return "True", Reason.ADMITTED, messages.admitted(gang.size, together, _place(job, gang))
     return "False", Reason.QUEUED, messages.queued(len(gang.current), gang.size)
+
+
+def _in_numbers(job: ObservedJob, gang: Gang, text: str) -> str:
+    """What it lacks, node by node where that is known, then `text`: the scheduler's."""
+    if job.spec is None or job.room is None:
+        return text
+    if job.room.unknown:
+        return f"{text} (what is free on which node is not shown: {job.room.unknown})"
+    told = lack(job.spec, gang.size, job.uid, job.room.nodes)
+    return f"{told}. The scheduler: {text}" if told is not None else text
+
+
+def _missing_claim(gang: Gang) -> str | None:
+    for pod in gang.pods:
+        if found := re.search(r'persistentvolumeclaim "([^"]+)" not found', pod.unschedulable or ""):
+            return found[1]
+    return None
 
 
 def _place(job: ObservedJob, gang: Gang) -> str | None:
@@ -339,6 +362,9 @@ def _trouble(job: ObservedJob, gang: Gang) -> tuple[Reason, str] | None:
             return Reason.IMAGE_PULL_FAILED, messages.image_pull_failed(pod.name, image, pod.waiting.message)
         if pod.waiting.reason in CONFIG_WAITS:
             return _config_trouble(job, pod, pod.waiting.message)
+    for pod in gang.pods:
+        if job.complaint is not None and job.complaint.pod_uid == pod.uid and pod.running_since is None:
+            return _config_trouble(job, pod, job.complaint.message)
     return None
 
 
@@ -347,6 +373,10 @@ def _config_trouble(job: ObservedJob, pod: ObservedPod, text: str) -> tuple[Reas
     secret = store.s3.secret_name if store is not None and store.s3 is not None else None
     if secret is not None and f'secret "{secret}" not found' in text:
         return Reason.STORE_SECRET_MISSING, messages.store_secret_missing(job.namespace, secret)
+    script = job.spec.script if job.spec is not None else None
+    if script is not None and script.config_map is not None and f'configmap "{script.config_map}" not found' in text:
+        message = messages.script_missing(job.namespace, script.config_map, script.entrypoint)
+        return Reason.SCRIPT_MISSING, message
     return Reason.CONTAINER_CONFIG_ERROR, messages.container_config_error(pod.name, text)
 
 

@@ -69,13 +69,13 @@ class Client:
         return await self._object("get", "GET", url_path)
 
     async def pages(
-        self, kind: ResourceKind, namespace: str | None, label_selector: str = ""
+        self, kind: ResourceKind, namespace: str | None, label_selector: str = "", field_selector: str = ""
     ) -> AsyncIterator[tuple[list[Manifest], str]]:
         """The objects of a kind page by page, each with the resourceVersion of the whole list.
 
         Raises: Gone when the list took longer than the server keeps its snapshot: begin anew.
         """
-        query = {"limit": str(PAGE_OBJECTS), "labelSelector": label_selector}
+        query = {"limit": str(PAGE_OBJECTS), "labelSelector": label_selector, "fieldSelector": field_selector}
         while True:
             page = await self._object("list", "GET", path(kind, namespace), query)
             items = page.get("items") or []

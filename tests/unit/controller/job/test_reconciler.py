@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 from bigmodel.controller.decision import POD, Children, Key, Manifest, ResourceKind
-from bigmodel.controller.job.observe import Pulled
+from bigmodel.controller.job.inquiries import Stuck
+from bigmodel.controller.job.observe import Complaint, ObservedJob, Pulled, Room
 from bigmodel.controller.job.progress import Target
 from bigmodel.controller.job.reconciler import JobReconciler
 from bigmodel.controller.kube import errors
@@ -32,6 +34,31 @@ class Cluster:
 NOTHING = Cluster()
 
 
+ROOM = Room((), "nobody looked")
+
+
+class Questions:
+    """Remembers which job waits and which pod is stuck."""
+
+    def __init__(self) -> None:
+        self.waiting: set[Key] = set()
+        self.stuck: dict[Key, Stuck] = {}
+
+    def room(self, key: Key) -> Room | None:
+        self.waiting.add(key)
+        return ROOM
+
+    def complaint(self, key: Key, stuck: Stuck) -> Complaint | None:
+        self.stuck[key] = stuck
+        return Complaint(stuck.uid, "it hurts")
+
+    def placed(self, key: Key) -> None:
+        self.waiting.discard(key)
+
+    def started(self, key: Key) -> None:
+        self.stuck.pop(key, None)
+
+
 class Reports:
     """Remembers what was asked for; answers what it was given."""
 
@@ -48,7 +75,7 @@ class Reports:
 
 async def _followed(world: World) -> Target | None:
     reports = Reports()
-    reconciler = JobReconciler(SETTINGS, FACTS, reports, NOTHING)
+    reconciler = JobReconciler(SETTINGS, FACTS, reports, Questions(), NOTHING)
     pods = tuple(child for (kind, _), child in world.children.items() if kind == "Pod")
     await reconciler.observe(world.job, Children({POD.kind: pods}), ())
     [(key, target)] = reports.followed
@@ -90,7 +117,7 @@ async def test_nobody_is_asked_for_a_job_that_has_ended_or_is_another_controller
 
 async def test_what_index_0_said_reaches_the_status() -> None:
     world = World().settle().start().settle().after(5).tells(a_progress().training(40, NOON))
-    reconciler = JobReconciler(SETTINGS, FACTS, Reports(world.pulled), NOTHING)
+    reconciler = JobReconciler(SETTINGS, FACTS, Reports(world.pulled), Questions(), NOTHING)
     by_kind = {kind: (child,) for (kind, _), child in world.children.items() if kind != "Pod"}
     pods = tuple(child for (kind, _), child in world.children.items() if kind == "Pod")
     snapshot = await reconciler.observe(world.job, Children({**by_kind, POD.kind: pods}), ())
@@ -102,3 +129,36 @@ async def test_what_index_0_said_reaches_the_status() -> None:
 def test_the_engine_is_told_which_children_to_watch() -> None:
     assert {kind.kind for kind in JobReconciler.children} == {"Pod", "Service", "PodGroup", "NetworkPolicy"}
     assert a_job().manifest["kind"] == JobReconciler.kind.kind
+
+
+async def _asked(world: World, questions: Questions) -> ObservedJob:
+    reconciler = JobReconciler(SETTINGS, FACTS, Reports(), questions, NOTHING)
+    by_kind: dict[str, tuple[Any, ...]] = {}
+    for (kind, _), child in world.children.items():
+        by_kind[kind] = (*by_kind.get(kind, ()), child)
+    return await reconciler.observe(world.job, Children(by_kind), ())
+
+
+async def test_room_is_looked_for_while_a_job_does_not_fit_and_no_longer() -> None:
+    world, questions = World().settle(), Questions()
+    assert (await _asked(world, questions)).room is None
+    assert (await _asked(world.unplaced(1, "0/2 nodes are available"), questions)).room == ROOM
+    assert questions.waiting == {KEY}
+    assert (await _asked(world.start(), questions)).room is None
+    assert questions.waiting == set()
+
+
+async def test_a_pod_with_a_node_that_does_not_run_is_asked_about_until_it_runs() -> None:
+    world, questions = World().settle(), Questions()
+    assert (await _asked(world.start(0), questions)).complaint is None
+    job = await _asked(world.waits(1, "ContainerCreating", ""), questions)
+    assert questions.stuck[KEY].name == world.pod(1)["metadata"]["name"]
+    assert job.complaint == Complaint(world.pod(1)["metadata"]["uid"], "it hurts")
+    assert (await _asked(world.start(1), questions)).complaint is None
+    assert questions.stuck == {}
+
+
+async def test_a_command_is_never_asked_for_progress() -> None:
+    """It has no launcher that would answer."""
+    command = a_job().spec(recipe=None, command=["torchrun", "train.py"])
+    assert await _followed(World(job=command.manifest).settle().start()) is None

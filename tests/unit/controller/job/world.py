@@ -26,7 +26,7 @@ from bigmodel.controller.execute import stamped
 from bigmodel.controller.job.decide import decide
 from bigmodel.controller.job.gang import arrange
 from bigmodel.controller.job.kueue import reads
-from bigmodel.controller.job.observe import ObservedJob, Pulled, observed_job
+from bigmodel.controller.job.observe import Complaint, ObservedJob, Pulled, Room, observed_job
 from bigmodel.controller.job.reports import progress_of
 from bigmodel.controller.settings import Settings
 from tests.builders import JOB_UID, NOON, SETTINGS, AProgress, a_job, a_last_word, an_artifact, time_text
@@ -53,6 +53,9 @@ class World:
     rejections: tuple[Rejection, ...] = ()
     refuse: Rule = lambda manifest: None
     drops_scheduling_group: bool = False
+    drops_topology: bool = False
+    room: Room | None = None
+    complaint: Complaint | None = None
     pulled: Pulled | None = None
     job_deleted: bool = False
     crash_after: int | None = None  # writes
@@ -71,7 +74,7 @@ class World:
         job = observed_job(self.job, children, self.rejections, self.pulled, self.pod_group_served, self.kueue)
         absent = {(kind.kind, name): f"{kind.kind} {name} does not exist" for kind, name in reads(job)}
         read = {key: self.cluster_wide.get(key, text) for key, text in absent.items()}
-        return replace(job, queueing=replace(job.queueing, read=read))
+        return replace(job, queueing=replace(job.queueing, read=read), room=self.room, complaint=self.complaint)
 
     def reconcile(self) -> Decision:
         """One pass. Raises Crash after the write it was told."""
@@ -171,6 +174,8 @@ class World:
             self._default(child)
             if self.drops_scheduling_group:
                 child["spec"].pop("schedulingGroup", None)
+            if self.drops_topology:
+                child["spec"].pop("schedulingConstraints", None)
             self.children[key] = child
             self._wrote(f"create {' '.join(key)}")
 
