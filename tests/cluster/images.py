@@ -173,11 +173,12 @@ def _buildah_build(name: str, reference: str, context: str, options: Sequence[st
         ]
         mounts = {path: path for path in (*certificates, *others) if path.is_dir()}
         mounts |= {wheels: Path("/wheels"), pip_conf: Path("/etc/pip.conf")}
-        downloads = made(CACHE / "pip")  # neither in the image nor gone with it
+        # What RUN caches, pip's downloads, goes there: neither in the image nor gone with it.
+        cache = made(CACHE / "buildah")
         _logged(name, [
-            "nice", "-n", "5", *_buildah("build"), "--layers", "--isolation=chroot", "--pull-never",
+            "nice", "-n", "5", "env", f"TMPDIR={cache}",
+            *_buildah("build"), "--layers", "--isolation=chroot", "--pull-never",
             *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
-            f"--volume={downloads}:{pip.CACHE_IN_BUILD}",
             *options, f"--file={IMAGES}/{name}/Containerfile", f"--tag={reference}", context,
         ])  # fmt: skip
 

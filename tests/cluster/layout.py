@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-#: What is expensive to make and worth keeping between clusters: binaries, base images, pip's downloads. Named by
+#: What is expensive to make and worth keeping between clusters: binaries, base images, downloads. Named by
 #: content.
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigmodel"
 #: What the running cluster writes: etcd, containerd's images and snapshots, kubelet state, certificates, logs.

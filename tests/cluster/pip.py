@@ -9,8 +9,6 @@ import configparser
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-#: Where a build finds what was downloaded before, whatever its HOME.
-CACHE_IN_BUILD = "/pip-cache"
 #: Settings that name a place or a manner of installation outside, and mean nothing in the image.
 _LEFT_OUTSIDE = {
     "config-file",
@@ -44,7 +42,7 @@ def configuration(environment: Mapping[str, str], files: Sequence[Path], find_li
         if name.startswith("PIP_") and value
     }
     settings = {name: value for name, value in settings.items() if name not in _LEFT_OUTSIDE}
-    settings |= {"cache-dir": CACHE_IN_BUILD, "find-links": " ".join(find_links)}
+    settings |= {"find-links": " ".join(find_links)}
     lines = [f"{name} = {value}".replace("\n", "\n    ") for name, value in sorted(settings.items())]
     return "\n".join(["[global]", *lines, ""])
 

@@ -17,7 +17,7 @@ CONTAINERFILES = {
     "a comment says nothing": ("# COPY a /b", []),
     "each once": ("COPY a /x\nCOPY a /y", ["a"]),
     "a bind mount of RUN": ("RUN --mount=type=bind,source=requirements,target=/r cat /r/x", ["requirements"]),
-    "a cache mount reads nothing": ("RUN --mount=type=cache,target=/root/.cache/pip pip install x", []),
+    "a cache mount reads nothing": ("RUN --mount=type=cache,target=/var/cache/pip pip install x", []),
     "both mounts": ("RUN --mount=type=cache,target=/c --mount=source=a,target=/a sh /a/b", ["a"]),
 }  # fmt: skip
 
@@ -65,3 +65,12 @@ def test_a_source_that_is_not_there_is_named(checkout: Path) -> None:
 def test_an_image_that_does_not_exist_is_named() -> None:
     with pytest.raises(SystemExit, match="no image 'trainee': images/trainee/Containerfile does not exist"):
         images.build("trainee")
+
+
+@pytest.mark.parametrize("name", ["controller", "datasets", "server", "store", "torch", "trainer"])
+def test_an_image_gets_the_versions_that_are_tested(name: str) -> None:
+    requirements = images.CHECKOUT / "requirements"
+    tested = set((requirements / "constraints.txt").read_text().splitlines())
+    pinned = set((requirements / f"{name}.txt").read_text().splitlines())
+    assert pinned
+    assert pinned <= tested, "run `make lock`"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cluster.pip import configuration, local_wheel_folders
 
-ALWAYS = {"cache-dir = /pip-cache", "find-links = /wheels"}
+ALWAYS = {"find-links = /wheels"}
 
 
 SETTINGS = {
