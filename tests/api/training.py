@@ -29,6 +29,7 @@ from bigmodel.controller.decision import (
 )
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client, load_configuration, path
+from bigmodel.controller.settings import Settings
 from tests.api.controller import Controller, connections_closed
 from tests.api.kubectl import Kubectl
 from tests.builders import DIGEST, SETTINGS, STORE, STORE_URI
@@ -177,10 +178,11 @@ class Place:
     async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return await asyncio.to_thread(self.kubectl_of_all, *arguments, "-n", self.nodes.namespace, stdin=stdin)
 
-    async def apply(self, **spec: Any) -> None:
+    async def apply(self, labels: dict[str, str] | None = None, **spec: Any) -> None:
         spec = {"recipe": {"name": "mlp"}, "nodes": 2, "store": STORE} | spec
         spec = {name: value for name, value in spec.items() if value is not None}
-        manifest = {"apiVersion": names.API_VERSION, "kind": "BigModelJob", "metadata": {"name": "mlp"}, "spec": spec}
+        metadata = {"name": "mlp", "labels": labels or {}}
+        manifest = {"apiVersion": names.API_VERSION, "kind": "BigModelJob", "metadata": metadata, "spec": spec}
         await self.kubectl("apply", "--server-side", "-f", "-", stdin=json.dumps(manifest))
 
     async def status(self) -> dict[str, Any]:
@@ -239,13 +241,15 @@ def told(status: dict[str, Any], kind: str) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def training_place(api_server: Path, kubectl: Kubectl, namespace: str) -> AsyncIterator[Place]:
+async def training_place(
+    api_server: Path, kubectl: Kubectl, namespace: str, settings: Settings = SETTINGS
+) -> AsyncIterator[Place]:
     """A new namespace that enforces Pod Security restricted, with a running controller."""
     kubectl("create", "namespace", namespace)
     kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     configuration = await load_configuration(api_server)
     client = Client(configuration)
-    controller, nodes = Controller(configuration, namespace, SETTINGS), Nodes(client, namespace)
+    controller, nodes = Controller(configuration, namespace, settings), Nodes(client, namespace)
     controller.start()
     working = asyncio.create_task(nodes.run())
     try:

@@ -123,13 +123,13 @@ async def act(
     job_rules = JobReconciler(settings, facts, progress, inquiries, client)
     reconcilers: tuple[Reconciler, ...] = (job_rules, services)
     reflectors = _child_reflectors(client, settings, reconcilers)
-    _follow_version(reflectors, facts)
+    follow_version(reflectors, facts)
     state.reflectors = {**reflectors, BIG_MODEL_JOB.kind: jobs}
     engine = Engine(client, queue, reconcilers, reflectors, Recorder(client, identity))
     job_changes = jobs.changes()
     async with asyncio.TaskGroup() as group:
         background = [
-            group.create_task(facts.keep_fresh(client, lambda: _follow_version(reflectors, facts))),
+            group.create_task(facts.keep_fresh(client, lambda: follow_version(reflectors, facts))),
             group.create_task(progress.run()),
             group.create_task(inquiries.run()),
             group.create_task(verdicts.run()),
@@ -159,7 +159,7 @@ def _child_reflectors(client: Client, settings: Settings, reconcilers: Iterable[
     }
 
 
-def _follow_version(reflectors: dict[str, Reflector], facts: ClusterFacts) -> None:
+def follow_version(reflectors: dict[str, Reflector], facts: ClusterFacts) -> None:
     """Kueue may come, or be upgraded, while we run: its Workloads are listed in the version that is served then."""
     if facts.workload is not None and (reflector := reflectors.get(facts.workload.kind)) is not None:
         reflector.kind = facts.workload

@@ -5,12 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from bigmodel.controller.decision import POD, Children, Key, Manifest, ResourceKind
+from bigmodel.api import names
+from bigmodel.controller.decision import POD, WORKLOAD, Children, Key, Manifest, ResourceKind
 from bigmodel.controller.job.inquiries import Stuck
 from bigmodel.controller.job.observe import Complaint, ObservedJob, Pulled, Room
 from bigmodel.controller.job.progress import Target
 from bigmodel.controller.job.reconciler import JobReconciler
 from bigmodel.controller.kube import errors
+from bigmodel.controller.settings import Kueue
 from tests.builders import JOB_UID, NOON, SETTINGS, a_job, a_progress, gave_up
 from tests.unit.controller.job.world import World, training_world
 
@@ -162,3 +164,34 @@ async def test_a_command_is_never_asked_for_progress() -> None:
     """It has no launcher that would answer."""
     command = a_job().spec(recipe=None, command=["torchrun", "train.py"])
     assert await _followed(World(job=command.manifest).settle().start()) is None
+
+
+async def test_flavours_are_read_for_pods_that_are_still_to_be_made() -> None:
+    """A32: and why one can't be read is a sentence, not a failed pass."""
+    admission = {"podSetAssignments": [{"name": "main", "flavors": {"cpu": "spot", "gpu": "gone", "memory": "secret"}}]}
+    conditions = [{"type": kind, "status": "True", "reason": kind} for kind in ("QuotaReserved", "Admitted")]
+    workload = {
+        "metadata": {"name": names.workload("mlp", JOB_UID, 1), "uid": "w"},
+        "spec": {},
+        "status": {"admission": admission, "conditions": conditions},
+    }
+    spot = {"spec": {"nodeLabels": {"gpu": "h200"}}}
+    settings = SETTINGS.model_copy(update={"kueue": Kueue(enabled=True)})
+    facts = SimpleNamespace(pod_group_served=True, workload=WORKLOAD)
+    cluster = Cluster(spot=spot, secret=errors.Forbidden("no"))
+    reconciler = JobReconciler(settings, facts, Reports(), Questions(), cluster)
+    assert reconciler.children == (*JobReconciler.children, WORKLOAD)
+    job = a_job().metadata(labels={"kueue.x-k8s.io/queue-name": "team-a"}).manifest
+    observed = await reconciler.observe(job, Children({WORKLOAD.kind: (workload,)}), ())
+    assert observed.queueing.read == {
+        ("ResourceFlavor", "spot"): spot,
+        ("ResourceFlavor", "gone"): "ResourceFlavor gone does not exist",
+        ("ResourceFlavor", "secret"): "ResourceFlavor secret may not be read: no",
+    }
+
+
+async def test_without_the_switch_kueue_is_not_served() -> None:
+    facts = SimpleNamespace(pod_group_served=True, workload=WORKLOAD)
+    reconciler = JobReconciler(SETTINGS, facts, Reports(), Questions(), NOTHING)
+    assert reconciler.children == JobReconciler.children
+    assert (await reconciler.observe(a_job().manifest, Children(), ())).queueing.kind is None
