@@ -146,8 +146,9 @@ def _released(job: ObservedJob, now: datetime) -> Decision:
     running = [pod for pod in job.pods if not pod.terminal]
     return Decision(
         delete=(
-            *(Deletion(POD, pod.name, pod.uid) for pod in running if pod.deleted_until is None),
+            # First, for once its pods are told to leave the job may be found complete.
             *(Deletion(POD_GROUP, group.name, group.uid) for group in job.pod_groups),
+            *(Deletion(POD, pod.name, pod.uid) for pod in running if pod.deleted_until is None),
         ),
         requeue_after=_seconds_until([pod.deleted_until for pod in running if still_runs(pod, now)], now),
     )
@@ -258,7 +259,7 @@ def _lost_pods(job: ObservedJob, gang: Gang, now: datetime) -> Decision | None:
     indexes |= {pod.index for pod in gang.pods if pod.deleted_until is not None and not pod.terminal}
     if not gang.launched or len(indexes) > 1 or any(pod.succeeded for pod in gang.pods):
         return _counted(job, _next_attempt(job, goodput.without_lost_steps(counted)), now)
-    if worst.index == 0:
+    if gang.size == 1:  # of more, the others tell the new coordinator how far they were
         counted = goodput.without_lost_steps(counted)
     return _counted(job, _with_replacement(counted, gang, worst), now)
 

@@ -66,7 +66,7 @@ def _since(status: JobStatus) -> datetime | None:
 def booked(before: JobStatus, report: Progress | None, now: datetime) -> Goodput | None:
     """The ledger up to now. `before`: the status as last written. `report`: the newest of its attempt.
 
-    The report's first step ends a start, and a recovery under a new coordinator, exactly.
+    The report's first step ends a start, and the recovery of a new attempt, exactly.
     """
     since = booked_until(before)
     if since is None:
@@ -82,8 +82,8 @@ def booked(before: JobStatus, report: Progress | None, now: datetime) -> Goodput
         if doing is Activity.QUEUED:
             doing = Activity.STARTING
     told = _told(report)
-    if doing is Activity.RECOVERING and _coordinator_lived(before):
-        # The launchers tell the same seconds, exactly, once they make steps again.
+    if doing is Activity.RECOVERING and _is_healed_in_place(before):
+        # The launchers tell the same seconds, exactly, once they make steps again. Where a pod is replaced they do not.
         growth = told.recovering_seconds - ledger.reported.recovering_seconds
         recovering = min(seconds, growth) if growth > 0 and _makes_steps(report) else seconds
         stepped = seconds - recovering
@@ -97,7 +97,7 @@ def booked(before: JobStatus, report: Progress | None, now: datetime) -> Goodput
 
 
 def without_lost_steps(status: JobStatus) -> JobStatus:
-    """The coordinator went, and with it whoever knew what is made again: all steps since the newest checkpoint.
+    """All pods go, and with them whoever knew what is made again: all steps since the newest checkpoint.
 
     Progress goes back to where training goes on from, so the same steps are not lost twice.
     """
@@ -128,12 +128,10 @@ def _makes_steps(report: Progress | None) -> bool:
     return report is not None and report.phase is not RunPhase.STARTING
 
 
-def _coordinator_lived(status: JobStatus) -> bool:
-    """Through what is recovered from now: then its launchers' ledger has it too."""
+def _is_healed_in_place(status: JobStatus) -> bool:
+    """What is recovered from now cost no pod."""
     last = status.incidents[-1] if status.incidents else None
-    if last is None or last.attempt != status.attempt:
-        return False
-    return last.cause not in _OURS or last.index not in (None, 0)
+    return last is not None and last.attempt == status.attempt and last.cause not in _OURS
 
 
 def _moved(ledger: Goodput, kind: Activity, seconds: int) -> Goodput:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from bigmodel.api.job import JobIncident, JobStatus
-from bigmodel.api.progress import Incident, Progress
+from bigmodel.api.progress import Incident, Progress, RunPhase
 from bigmodel.controller.conditions import whole_seconds
 from bigmodel.controller.job import failure
 from bigmodel.controller.job.gang import Gang
@@ -119,10 +119,13 @@ def _with_recovery(incident: JobIncident, attempt: int, progress: Progress, now:
                     "recovery_seconds": round(reported.recovery_seconds),
                 }
             )
-    # A new coordinator remembers no step before its own first one.
-    stepped = clamped(progress.first_step_at, now) if progress.first_step_at is not None else None
-    if stepped is not None and stepped > incident.at:
-        return incident.model_copy(update={"recovery_seconds": round((stepped - incident.at).total_seconds())})
+    first = clamped(progress.first_step_at, now) if progress.first_step_at is not None else None
+    if first is not None and first > incident.at:  # of a new attempt
+        return incident.model_copy(update={"recovery_seconds": round((first - incident.at).total_seconds())})
+    told = clamped(progress.updated_at, now)
+    took_over = incident.cause in _OURS and incident.index == 0 and incident.attempt == attempt
+    if took_over and progress.phase is not RunPhase.STARTING and told > incident.at:  # the new coordinator says so
+        return incident.model_copy(update={"recovery_seconds": round((told - incident.at).total_seconds())})
     return incident
 
 

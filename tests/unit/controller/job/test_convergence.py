@@ -215,6 +215,7 @@ def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(
 @pytest.mark.parametrize("every", [1, 2, 3])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=8))
+@example([Happens("it ends well", 0), Happens("it is suspended")])
 def test_a_controller_that_dies_after_any_write_comes_to_the_same_end(every: int, story: Story) -> None:
     reference = told(World(job=JOB.manifest), story)
     dying = Dying(job=JOB.manifest)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -52,31 +50,48 @@ def test_a_new_attempt_counts_its_own_from_zero() -> None:
     assert ledger(world)["checkpoint"] == 3 + 2
 
 
-def test_a_recovery_that_both_saw_is_booked_once_and_as_long_as_the_launchers_say() -> None:
-    world = training_world().after(60).node_lost(1).settle().after(4).start(1).settle().after(9)
-    world.tells(told(recovering=6.4, lost=2)).settle()
-    assert ledger(world)["recovering"] == 4 + 2
-    assert ledger(world)["lost"] == 2
-    assert sum(ledger(world).values()) == 4 + 60 + 4 + 9
-
-
-@pytest.mark.parametrize(
-    "lose",
-    [
-        pytest.param(lambda world: world.gone(0), id="the coordinator"),
-        pytest.param(lambda world: world.gone(0).gone(1), id="the whole gang"),
-    ],
-)
-def test_without_a_coordinator_the_steps_since_the_checkpoint_are_lost_at_the_speed_that_was_known(lose: Any) -> None:
+def test_a_heal_in_place_that_both_saw_is_booked_once_and_as_long_as_the_launchers_say() -> None:
     world = training_world().after(60)
+    starting = a_progress().with_(generation=2, programRestarts=1, firstStepAt=NOON.timestamp() + 4)
+    world.tells(starting.incident(at=NOON.timestamp() + 62)).settle().after(9)
+    assert world.status["phase"] == "Recovering"
+    healed = starting.training(101, NOON + seconds(4)).incident(at=NOON.timestamp() + 62, recoverySeconds=6.4)
+    world.tells(told(recovering=6.4, lost=2, progress=healed)).settle()
+    assert ledger(world) == {"queued": 1, "starting": 3, "productive": 60 + 9 - 6 - 2, "lost": 2, "recovering": 6}
+
+
+def test_the_time_in_which_a_pod_is_replaced_is_ours_to_book_and_a_later_heal_is_the_launchers() -> None:
+    world = training_world().after(60).node_lost(1).settle().after(4).start(1).settle().after(9)
+    world.tells(told(lost=2)).settle()
+    assert (ledger(world)["recovering"], ledger(world)["lost"]) == (4 + 9, 2)
+    world.after(30).tells(told(lost=2, recovering=5, progress=a_progress().training(150, NOON))).settle()
+    assert ledger(world)["recovering"] == 4 + 9 + 5
+    assert sum(ledger(world).values()) == 4 + 60 + 4 + 9 + 30
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_of_a_gang_that_is_gone_the_steps_since_the_checkpoint_are_lost_at_the_speed_that_was_known(nodes: int) -> None:
+    world = training_world(job=a_job().spec(nodes=nodes).manifest).after(60)
     progress = a_progress().training(500, NOON + seconds(4)).with_(stepsPerSecond=10, checkpoint=a_checkpoint(450))
     world.tells(progress).settle()
-    lose(world)
+    for index in range(nodes):
+        world.gone(index)
     world.settle()
     assert ledger(world)["lost"] == 5
     assert (world.status["progress"]["step"], world.status["progress"]["summary"]) == (450, "22%")
-    world.start().gone(0).settle()
+    for index in range(nodes):
+        world.start().gone(index)
+    world.settle()
     assert ledger(world)["lost"] == 5, "the same steps are not lost twice"
+
+
+def test_when_index_0_alone_is_lost_its_successor_tells_what_is_made_again() -> None:
+    world = training_world().after(60).gone(0).settle().after(4).start(0).settle().after(5)
+    assert "lost" not in ledger(world)
+    again = a_progress().training(60, NOON + seconds(4)).with_(updatedAt=world.now.timestamp())
+    world.tells(told(lost=3, progress=again)).settle()
+    assert ledger(world)["lost"] == 3
+    assert world.status["incidents"][-1]["recoverySeconds"] == 9
 
 
 def test_a_gang_that_saved_before_it_left_lost_nothing() -> None:
