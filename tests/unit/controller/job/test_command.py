@@ -166,6 +166,15 @@ def test_any_lost_pod_is_a_new_attempt_of_the_gang(lose: Any, budget: str, cause
     assert world.running() == [pod_name(0, 2), pod_name(1, 2)] or cause == "NodeLost"
 
 
+def test_no_process_of_the_old_gang_overlaps_the_new_one() -> None:
+    """A10, I2: nothing fences a program without a launcher, so it is waited for, a grace period at most."""
+    world = running_world().ends(1, 3).settle()
+    assert world.running() == [pod_name(0)]
+    assert "deletionTimestamp" in world.children["Pod", pod_name(0)]["metadata"]
+    world.terminated().settle()
+    assert world.running() == [pod_name(0, 2), pod_name(1, 2)]
+
+
 def test_the_first_that_failed_is_named_with_the_end_of_its_log() -> None:
     """A18: the other dies of it a second later."""
     log = "\n".join(f"step {n}" for n in range(40)) + "\nValueError: bad shard"
