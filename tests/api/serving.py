@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.client import Configuration
 
 from bigmodel.api import names
 from bigmodel.api.run import ServingRun
@@ -32,9 +33,9 @@ from bigmodel.controller.decision import (
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client, load_configuration
 from bigmodel.controller.settings import Images, Settings
-from tests.api.controller import Controller, connections_closed
+from tests.api.controller import Controller
 from tests.api.kubectl import Kubectl
-from tests.api.training import told
+from tests.api.training import NAMESPACE, restricted_namespace, told
 
 DIGESTS = {letter: "sha256:" + letter * 64 for letter in "abcd"}
 SETTINGS = Settings.model_validate(
@@ -157,6 +158,18 @@ class Nodes:
         await self.client.apply(ENDPOINT_SLICE, body)
 
 
+def published(letter: str, now: datetime) -> Manifest:
+    """The status of a job that has published this artefact."""
+    digest = DIGESTS[letter]
+    condition = {"status": "True", "observedGeneration": 1, "lastTransitionTime": now.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    artifact = {"uri": f"s3://models/{letter}/", "digest": digest, "shortDigest": digest[7:19]}
+    return {
+        "phase": "Complete",
+        "conditions": [condition | {"type": "Published", "reason": "Published", "message": "x"}],
+        "artifact": artifact | {"sizeBytes": 1, "variant": "default"},
+    }
+
+
 async def verifier(run: ServingRun, good: bool, address: str) -> web.AppRunner:
     """Answers as a serving pod's verifier would, on the pod's address."""
     parity = {"samples": 64, "absolute": 1e-4, "relative": 1e-3, "worst": 0.03, "compared": "values"}
@@ -203,20 +216,7 @@ class Place:
     async def publish(self, letter: str) -> None:
         """Job `mlp` exists, left alone by our controller, and has published this artefact."""
         await self.apply("BigModelJob", recipe={"name": "mlp"}, managedBy="example.com/test")
-        digest, now = DIGESTS[letter], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        condition = {"status": "True", "observedGeneration": 1, "lastTransitionTime": now, "message": "x"}
-        status = {
-            "phase": "Complete",
-            "conditions": [condition | {"type": "Published", "reason": "Published"}],
-            "artifact": {
-                "uri": f"s3://models/{letter}/",
-                "digest": digest,
-                "shortDigest": digest[7:19],
-                "sizeBytes": 1,
-                "variant": "default",
-            },
-        }
-        patch = json.dumps({"status": status})
+        patch = json.dumps({"status": published(letter, datetime.now(UTC))})
         await self.kubectl("patch", "bmj", "mlp", "--subresource=status", "--type=merge", "-p", patch)
 
     async def get(self, kind: ResourceKind, name: str) -> Manifest | None:
@@ -262,13 +262,15 @@ class Place:
 
 
 @asynccontextmanager
-async def serving_place(api_server: Path, kubectl: Kubectl, namespace: str) -> AsyncIterator[Place]:
-    """A new namespace that enforces Pod Security restricted, with a running controller."""
-    kubectl("create", "namespace", namespace)
-    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+async def serving_place(
+    api_server: Path, kubectl: Kubectl, namespace: str, door: Configuration | None = None
+) -> AsyncIterator[Place]:
+    """A new namespace that enforces Pod Security restricted, with a running controller, which has its own `door` to
+    the API server where one is given."""
     configuration = await load_configuration(api_server)
     client = Client(configuration)
-    controller, nodes = Controller(configuration, namespace, SETTINGS), Nodes(client, namespace)
+    await client.create(NAMESPACE, restricted_namespace(namespace))
+    controller, nodes = Controller(door or configuration, namespace, SETTINGS), Nodes(client, namespace)
     controller.start()
     working = asyncio.create_task(nodes.run())
     try:
@@ -281,4 +283,3 @@ async def serving_place(api_server: Path, kubectl: Kubectl, namespace: str) -> A
         for runner in nodes.verifiers.values():
             await runner.cleanup()
         await client.close()
-        await connections_closed()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from kubernetes.aio.client import Configuration
 
 from bigmodel.api import names
 from bigmodel.api.run import TrainingRun
@@ -30,11 +31,12 @@ from bigmodel.controller.decision import (
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client, load_configuration, path
 from bigmodel.controller.settings import Settings
-from tests.api.controller import Controller, connections_closed
+from tests.api.controller import Controller
 from tests.api.kubectl import Kubectl
 from tests.builders import DIGEST, SETTINGS, STORE, STORE_URI
 
 CHILDREN = (POD, SERVICE, POD_GROUP, NETWORK_POLICY)
+NAMESPACE = ResourceKind("Namespace", "v1", "namespaces", namespaced=False)
 addresses = (f"127.83.{number // 250}.{number % 250 + 1}" for number in itertools.count(1))
 
 
@@ -82,6 +84,7 @@ class Nodes:
     client: Client
     namespace: str
     holds: bool = False  # nothing is placed
+    first_step: int = 0  # that a launcher tells; 0: it is still starting
     launchers: dict[str, Launcher] = field(default_factory=dict)  # by pod
     trouble: str = ""  # the last, for the message of a failed test
 
@@ -111,7 +114,7 @@ class Nodes:
         run = TrainingRun.model_validate_json(environment[names.ENV_TRAINING_RUN])
         index, address = int(environment[names.ENV_INDEX]), next(addresses)
         await self.bind(name, f"node-{index + 1}")
-        launcher = self.launchers[name] = Launcher(run, index, await self.serve(name, address))
+        launcher = self.launchers[name] = Launcher(run, index, await self.serve(name, address), self.first_step)
         running = {"running": {"startedAt": _now()}}
         await self.report(name, "Running", running, podIP=address, podIPs=[{"ip": address}], startTime=_now())
         assert launcher.run.store.uri == STORE_URI
@@ -240,16 +243,25 @@ def told(status: dict[str, Any], kind: str) -> tuple[str, str]:
     return found.get("status", ""), found.get("reason", "")
 
 
+def restricted_namespace(name: str) -> Manifest:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
 @asynccontextmanager
 async def training_place(
-    api_server: Path, kubectl: Kubectl, namespace: str, settings: Settings = SETTINGS
+    api_server: Path,
+    kubectl: Kubectl,
+    namespace: str,
+    settings: Settings = SETTINGS,
+    door: Configuration | None = None,
 ) -> AsyncIterator[Place]:
-    """A new namespace that enforces Pod Security restricted, with a running controller."""
-    kubectl("create", "namespace", namespace)
-    kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    """A new namespace that enforces Pod Security restricted, with a running controller, which has its own `door` to
+    the API server where one is given."""
     configuration = await load_configuration(api_server)
     client = Client(configuration)
-    controller, nodes = Controller(configuration, namespace, settings), Nodes(client, namespace)
+    await client.create(NAMESPACE, restricted_namespace(namespace))
+    controller, nodes = Controller(door or configuration, namespace, settings), Nodes(client, namespace)
     controller.start()
     working = asyncio.create_task(nodes.run())
     try:
@@ -262,4 +274,3 @@ async def training_place(
         for name in list(nodes.launchers):
             await nodes.stop(name)
         await client.close()
-        await connections_closed()

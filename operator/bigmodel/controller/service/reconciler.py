@@ -36,6 +36,7 @@ class Verdicts(Protocol):
     """What `verdicts.VerdictSource` offers."""
 
     def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None: ...
+    async def first_asked(self, key: Key) -> bool: ...
     def of(self, uid: str) -> Verdict | None: ...
 
 
@@ -68,14 +69,19 @@ class ServiceReconciler:
         job_name = followed_job(owner.get("spec") or {})
         self._follow_job(key, job_name)
         job = self._jobs.get(key.namespace, job_name) if job_name else None
-        verdicts = {
+        service = observed_service(owner, children, rejections, job, self._said(children))
+        self._follow_pods(key, service)
+        if await self._verdicts.first_asked(key):
+            service = observed_service(owner, children, rejections, job, self._said(children))
+        return service
+
+    def _said(self, children: Children) -> dict[str, Verdict]:
+        """The verdicts on its pods, by UID."""
+        return {
             uid: verdict
             for pod in children.related(POD)
             if (verdict := self._verdicts.of(uid := pod["metadata"]["uid"])) is not None
         }
-        service = observed_service(owner, children, rejections, job, verdicts)
-        self._follow_pods(key, service)
-        return service
 
     def decide(self, snapshot: ObservedService, now: datetime) -> Decision:
         return decide(snapshot, self._settings, now)

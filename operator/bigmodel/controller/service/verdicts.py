@@ -5,10 +5,11 @@ asked about. No answer is no data: the last one is forgotten, never taken for a 
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import aiohttp
 from pydantic import ValidationError
@@ -50,6 +51,7 @@ class _Followed:
     last_followed: float
     verdict: Verdict | None = None
     asking: bool = False
+    asked: asyncio.Event = field(default_factory=asyncio.Event)  # once, whatever came of it
 
 
 class VerdictError(Exception):
@@ -93,6 +95,24 @@ class VerdictSource:
         pod = self._pods.get(uid)
         return pod.verdict if pod else None
 
+    async def first_asked(self, key: Key) -> bool:
+        """Returns when every Ready pod of the service was asked once; False if all were before.
+
+        A new leader has heard nobody: to judge by that would call pods unverified that serve, and leave out of a record
+        what they were verified by.
+        """
+        waiting = [pod.asked.wait() for pod in self._pods.values() if self._unasked(pod, key)]
+        if not waiting:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * TIMEOUT_SECONDS):
+                await asyncio.gather(*waiting)
+        return True
+
+    @staticmethod
+    def _unasked(pod: _Followed, key: Key) -> bool:
+        return pod.key == key and pod.target.ready and not pod.asked.is_set()
+
     async def run(self) -> None:
         """Ask until cancelled."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
@@ -124,6 +144,7 @@ class VerdictSource:
             logger.debug("pod %s of %s: %s", target.uid, target.service, error)
             verdict = None
         pod.asking = False
+        pod.asked.set()
         pod.due = self._clock() + pod.every_seconds
         if self._pods.get(target.uid) is not pod or pod.target.ip != target.ip or verdict == pod.verdict:
             return

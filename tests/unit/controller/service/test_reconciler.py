@@ -18,14 +18,21 @@ class Jobs:
 
 
 class Verdicts:
-    def __init__(self) -> None:
+    """`answers`, by pod, are heard only once somebody has waited for them."""
+
+    def __init__(self, answers: dict[str, Verdict] | None = None) -> None:
         self.followed: list[tuple[Key, tuple[Target, ...], float]] = []
+        self._answers, self._heard = answers or {}, False
 
     def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None:
         self.followed.append((key, targets, every_seconds))
 
+    async def first_asked(self, key: Key) -> bool:
+        waited, self._heard = not self._heard, True
+        return waited
+
     def of(self, uid: str) -> Verdict | None:
-        return None
+        return self._answers.get(uid) if self._heard else None
 
 
 def _children(world: World) -> Children:
@@ -79,3 +86,14 @@ async def test_a_spec_of_no_shape_at_all_is_a_condition_not_an_exception() -> No
         observed = await reconciler.observe(a_service() | {"spec": spec}, Children(), ())
         assert observed.spec is None
         assert observed.problems
+
+
+async def test_a_new_leader_judges_no_pod_before_it_has_asked_it() -> None:
+    """C43: it has no verdict in memory, and must not tell of a pod that serves as if it were unverified."""
+    world = serving_world()
+    (uid,) = (pod["metadata"]["uid"] for pod in world.pods.values())
+    verdict = Verdict(service="mlp", revision=1, digest=DIGEST_A, stage="Verified", message="64 samples")
+    observed = await ServiceReconciler(SETTINGS, None, Jobs(a_job()), Verdicts({uid: verdict})).observe(
+        world.owner, _children(world), ()
+    )
+    assert [pod.verdict for pod in observed.pods] == [verdict]

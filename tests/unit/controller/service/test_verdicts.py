@@ -169,6 +169,25 @@ async def test_a_pod_that_stops_answering_has_no_verdict_any_more(monkeypatch: p
             await _until(lambda: source.of("p1") is None)
 
 
+async def test_a_ready_pod_is_waited_for_until_it_was_asked_once_and_others_never() -> None:
+    async with _verifier(_answers(_verdict())) as port:
+        source = VerdictSource(lambda key: None, port)
+        source.follow(KEY, (_target(ready=True), _target(uid="p2", ready=False)), 300)
+        async with _running(source):
+            assert (await source.first_asked(KEY), _stage(source)) == (True, VerdictStage.VERIFIED)
+            assert not await source.first_asked(KEY)
+
+
+async def test_a_pod_that_hangs_is_not_waited_for_longer_than_its_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "TIMEOUT_SECONDS", 0.05)
+    async with _verifier(_hangs) as port:
+        source = VerdictSource(lambda key: None, port)
+        source.follow(KEY, (_target(ready=True),), 300)
+        async with _running(source):
+            assert await source.first_asked(KEY)
+    assert source.of("p1") is None
+
+
 class Clock:
     now = 0.0
 
