@@ -49,7 +49,7 @@ images: venv ## Build the images and load them into the local cluster
 demo: up ## Train BigModel on two nodes, serve it on Triton, ask it by HTTP and gRPC
 	@$(PYTHON) -m tests.demo run
 
-.PHONY: generate verify lint unit api e2e test
+.PHONY: generate verify lint unit api faults e2e test
 generate: venv ## Write crds/ and the chart's copy from the models
 	@$(PYTHON) -m bigmodel.api.crd
 verify: venv ## Fail if a generated file differs from its source
@@ -64,7 +64,12 @@ unit: venv ## Pure functions and single processes, seconds
 api: venv ## Against a real API server without nodes
 	@$(PYTHON) -m tests.cluster prepare
 	@$(PYTHON) -m pytest tests/api
+faults: venv ## Everything that can go wrong with the controller and the API server, at every write: some 20 minutes
+	@$(PYTHON) -m tests.cluster prepare
+	@$(PYTHON) -m pytest tests/faults --full
 e2e: up ## On the local cluster: real pods, real Triton, real S3
 	@$(PYTHON) -m pytest tests/e2e
 test: lint verify ## Everything: what CI runs
-	@$(MAKE) --no-print-directory unit api e2e
+	@$(MAKE) --no-print-directory unit api
+	@$(PYTHON) -m pytest tests/faults
+	@$(MAKE) --no-print-directory e2e

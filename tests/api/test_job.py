@@ -13,7 +13,6 @@ import pytest_asyncio
 
 from bigmodel.api import names
 from bigmodel.controller.decision import BIG_MODEL_JOB, NETWORK_POLICY, POD, POD_GROUP, SERVICE, Manifest
-from tests.api.controller import connections_closed
 from tests.api.kubectl import Kubectl, Refused
 from tests.api.training import Place, told, training_place
 from tests.builders import DIGEST
@@ -27,7 +26,6 @@ namespaces = (f"job-{number}" for number in itertools.count(1))
 async def place(api_server: Path, kubectl: Kubectl) -> AsyncIterator[Place]:
     async with training_place(api_server, kubectl, next(namespaces)) as place:
         yield place
-    await connections_closed()
 
 
 async def test_from_apply_to_an_artefact_and_what_kubectl_shows(place: Place) -> None:

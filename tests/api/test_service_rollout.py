@@ -13,7 +13,6 @@ import pytest
 
 from bigmodel.api import names
 from bigmodel.controller.decision import CONTROLLER_REVISION, DEPLOYMENT, POD, SERVICE
-from tests.api.controller import connections_closed
 from tests.api.kubectl import Kubectl
 from tests.api.serving import Place, serving_place
 from tests.api.training import told
@@ -27,7 +26,6 @@ namespaces = (f"service-{number}" for number in itertools.count(1))
 async def place(api_server: Path, kubectl: Kubectl) -> AsyncIterator[Place]:
     async with serving_place(api_server, kubectl, next(namespaces)) as place:
         yield place
-    await connections_closed()
 
 
 async def test_from_a_waiting_service_to_answers_and_what_kubectl_shows(place: Place) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import api_server, kubectl
+from tests.api.conftest import api_server, connections_end_before_their_loop, kubectl
 
-__all__ = ["api_server", "kubectl"]
+__all__ = ["api_server", "connections_end_before_their_loop", "kubectl"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

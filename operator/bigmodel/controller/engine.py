@@ -33,8 +33,10 @@ from bigmodel.controller.workqueue import QueueClosed, WorkQueue
 
 WORKERS = 16  # passes at once; they mostly wait for the API server
 PASS_SECONDS = 60.0  # a pass that takes longer is given up and tried again
-RESYNC_SECONDS = 300.0  # an object is looked at so often without any reason: the net under the reflectors
+RESYNC_SECONDS = 300.0  # an object is looked at so often without any reason, as the reflectors list anew
 ERROR_SECONDS, ERROR_LIMIT_SECONDS = 1.0, 60.0  # back-off; also: at most one refused write a second and object
+# An API server that does not answer is no fault of the object, and when it is back nothing tells: so never much later.
+AWAY_LIMIT_SECONDS = 8.0
 CONFLICT_SECONDS, CONFLICT_LIMIT_SECONDS = 0.1, 5.0  # somebody else was writing: a second look mostly suffices
 REPEATS = 10  # passes at once in a row; more is a rule that never settles, and must not take the machine
 
@@ -143,7 +145,8 @@ class Engine:
             return "error", wait
         except (errors.ApiError, TimeoutError) as error:
             memory.errors += 1
-            wait = _backoff(ERROR_SECONDS, memory.errors, ERROR_LIMIT_SECONDS)
+            limit = AWAY_LIMIT_SECONDS if isinstance(error, errors.Unavailable) else ERROR_LIMIT_SECONDS
+            wait = _backoff(ERROR_SECONDS, memory.errors, limit)
             text = str(error) or f"the pass took longer than {PASS_SECONDS:.0f} s"
             logger.warning("pass failed (%d in a row), again in %.0f s: %s", memory.errors, wait, text)
             return "error", wait

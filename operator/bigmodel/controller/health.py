@@ -16,7 +16,7 @@ from bigmodel.controller import metrics
 from bigmodel.controller.kube.reflector import Reflector
 from bigmodel.controller.workqueue import WorkQueue
 
-TURN_LIMIT_SECONDS = 180.0  # a reflector's loop turns at least this often: twice the silence that ends a watch
+TURN_LIMIT_SECONDS = 90.0  # a reflector's loop turns at least this often: twice the silence that ends a watch
 QUEUE_LIMIT_SECONDS = 180.0  # an object waits for a worker at most this long: three passes that were given up
 
 logger = logging.getLogger(__name__)

@@ -71,10 +71,12 @@ async def run(settings: Settings, kubeconfig: Path | None = None) -> int:
         state.ready = state.ready or 200 <= code < 300
 
     configuration = await load_configuration(kubeconfig)
-    client = Client(configuration, on_request)
+    # Its own connections: a renewal must not wait behind a hundred writes that hang.
+    electing = Client(configuration, on_request)
     identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     election = settings.leader_election
-    elector = Elector(client, _namespace(), LEASE_NAME, identity, election.lease_seconds, election.renew_seconds)
+    elector = Elector(electing, _namespace(), LEASE_NAME, identity, election.lease_seconds, election.renew_seconds)
+    client = Client(configuration, on_request, elector.valid)
     async with health.served(state, settings.health_port, settings.metrics_port):
         if not await _unless_stopped(elector.acquire(), stop):
             logger.info("told to stop while standing by")
@@ -101,6 +103,7 @@ async def run(settings: Settings, kubeconfig: Path | None = None) -> int:
         await asyncio.wait({acting, leading}, timeout=0.5)
         await elector.release()
         await client.close()
+        await electing.close()
     return 1 if failed else 0
 
 

@@ -22,6 +22,7 @@ from bigmodel.controller.decision import BIG_MODEL_JOB, BIG_MODEL_SERVICE, Key, 
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client
 from bigmodel.controller.kube.discovery import served
+from bigmodel.controller.kube.reflector import SERVER_SECONDS, SILENCE_SECONDS
 
 KINDS = (BIG_MODEL_JOB, BIG_MODEL_SERVICE)
 RESTART_SECONDS = 1.0
@@ -148,8 +149,8 @@ def _settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no rights to watch CRDs and namespaces are needed; `installed` replaces it
     settings.posting.enabled = False  # kube.events sends each transition once
-    settings.watching.server_timeout = 300  # as our own reflectors
-    settings.watching.inactivity_timeout = 90.0
+    settings.watching.server_timeout = SERVER_SECONDS  # as our own reflectors
+    settings.watching.inactivity_timeout = SILENCE_SECONDS
     settings.watching.connect_timeout = 10.0
     settings.networking.request_timeout = 10.0  # the default of 300 s outlives the lease by far
     settings.queueing.idle_timeout = 1.0  # seconds that an object's task lives after its last event; 5 cost memory

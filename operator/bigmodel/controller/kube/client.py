@@ -49,9 +49,18 @@ async def load_configuration(path: Path | None = None) -> Configuration:
 class Client:
     """One connection pool to one API server. Use it in the event loop that made it; `close` it in the end."""
 
-    def __init__(self, configuration: Configuration, on_request: Callable[[str, int], None] | None = None) -> None:
-        """`on_request` is told the verb and the HTTP code (0: no answer) of every request."""
+    def __init__(
+        self,
+        configuration: Configuration,
+        on_request: Callable[[str, int], None] | None = None,
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`on_request` is told the verb and the HTTP code (0: no answer) of every request.
+
+        `may_write` is asked before each write: a process that was paused and wakes up may have lost its lease.
+        """
         self._api = ApiClient(configuration)
+        self._may_write = may_write
         self._api.user_agent = FIELD_MANAGER
         self._on_request = on_request or (lambda verb, code: None)
 
@@ -215,6 +224,8 @@ class Client:
         limits: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
         """The response of a request that succeeded, its body not yet read."""
+        if method != "GET" and not self._may_write():
+            raise errors.NotLeading(f"{method} {url_path}: not sent, the lease may have run out")
         configuration = self._api.configuration
         headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": self._api.user_agent}
         if token := await configuration.get_api_key_with_prefix("BearerToken"):  # re-reads a service account's file

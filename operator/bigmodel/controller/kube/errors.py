@@ -32,6 +32,10 @@ class Unauthorized(ApiError):
     """The token or certificate is not accepted."""
 
 
+class NotLeading(ApiError):
+    """Not sent: the lease of this process may have run out, and another one may act."""
+
+
 class NotFound(ApiError):
     """The object, its namespace, or its kind does not exist."""
 
@@ -62,6 +66,10 @@ class Forbidden(Refused):
 
 class QuotaExceeded(Forbidden):
     """A ResourceQuota of the namespace is used up."""
+
+
+class WebhookFailed(Refused):
+    """Somebody's admission webhook does not answer and is set to refuse then: HTTP says 500, and means this request."""
 
 
 class Invalid(Refused):
@@ -102,6 +110,8 @@ def from_response(code: int, body: Any, retry_after: str | None = None) -> ApiEr
     details = status.get("details") or {}
     if cause is Forbidden and "exceeded quota" in message:  # the API has no reason of its own for it
         cause = QuotaExceeded
+    if cause is Unavailable and "failed calling webhook" in message:
+        cause = WebhookFailed
     if cause is Invalid and any(one.get("field") == "metadata.uid" for one in details.get("causes") or ()):
         cause = Conflict  # a patch meets an object made anew: "field is immutable"
     error = cause(message, code, details)

@@ -58,6 +58,14 @@ class Elector:
         self._renewed = 0.0  # event loop time at which the last successful write began
         self.leading = False
 
+    def valid(self) -> bool:
+        """Whether nobody else can hold the lease yet: to be asked before every write."""
+        return self.leading and asyncio.get_running_loop().time() < self._until()
+
+    def _until(self) -> float:
+        """Event loop time."""
+        return self._renewed + self._lease_seconds * HOLD_SHARE
+
     async def acquire(self) -> None:
         """Returns when this process holds the lease."""
         waiting_for = ""
@@ -83,7 +91,7 @@ class Elector:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(max(0.0, self._renewed + self._renew_seconds - loop.time()))
-            deadline = self._renewed + self._lease_seconds * HOLD_SHARE
+            deadline = self._until()
             while True:
                 began = loop.time()
                 if began >= deadline:

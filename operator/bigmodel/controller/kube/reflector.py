@@ -16,12 +16,14 @@ from bigmodel.controller.decision import Manifest, ResourceKind
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client
 
-SERVER_SECONDS = (
-    300  # a watch is renewed so often even when all is well: a rolling restart of API servers spreads again
-)
-SILENCE_SECONDS = 90.0  # the server sends a bookmark about every minute
+# A watch is renewed so often even when all is well. Shortly before it ends one the server sends a bookmark, so that a
+# connection which is silent for longer is dead, and a renewal is never too old.
+SERVER_SECONDS = 30
+SILENCE_SECONDS = 35.0
+# Everything is listed anew so often: an event that got lost, by whatever fault, is not missed for ever.
+RELIST_SECONDS = 300.0
 NOT_SERVED_SECONDS = 10.0  # between looks at a kind that the API server does not know
-BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.2, 30.0
+BACKOFF_SECONDS, BACKOFF_LIMIT_SECONDS = 0.2, 8.0
 GHOSTS = 4096  # UIDs remembered after deletion
 
 logger = logging.getLogger(__name__)
@@ -154,7 +156,7 @@ class Reflector(Store):
         """`namespaces`: list and watch in each of them; empty: in all at once. `keep`: what to hold of an object."""
         super().__init__(relation)
         self.kind = kind
-        self.relists = 0  # lists after the first, by a 410 or an expired page
+        self.relists = 0  # lists that a 410 or an expired page asked for
         self._client = client
         self._scopes: tuple[str | None, ...] = tuple(namespaces) if namespaces and kind.namespaced else (None,)
         self._label_selector = label_selector
@@ -227,8 +229,9 @@ class Reflector(Store):
             self._turns[scope] = began = loop.time()
             cursor.fresh = False
             try:
-                if not cursor.version:
+                if not cursor.version or loop.time() >= cursor.relist_at:
                     cursor.version = await self._list(scope)
+                    cursor.relist_at = loop.time() + RELIST_SECONDS
                     cursor.fresh = True
                 await self._watch(scope, cursor)
             except errors.Gone:
@@ -308,6 +311,7 @@ class _Cursor:
     """Where one scope's watch is."""
 
     version: str = ""  # resourceVersion to go on from; empty: list first
+    relist_at: float = 0.0  # event loop time from which a renewal begins with a list
     fresh: bool = False  # this turn brought something
     failures: int = 0  # turns in a row that brought nothing
 

@@ -140,16 +140,21 @@ def failing(verb: str, error: Exception, until: float = float("inf")) -> Callabl
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "most"),
     [
-        errors.Unavailable("500", 500),
-        errors.Forbidden("no", 403),
-        errors.QuotaExceeded("exceeded quota", 403),
-        RuntimeError("a bug"),
+        (errors.Unavailable("500", 500), 80),
+        (errors.Forbidden("no", 403), 25),
+        (errors.QuotaExceeded("exceeded quota", 403), 25),
+        (errors.WebhookFailed("failed calling webhook", 500), 25),
+        (RuntimeError("a bug"), 25),
     ],
-    ids=["outage", "forbidden", "quota", "bug"],
+    ids=["outage", "forbidden", "quota", "webhook", "bug"],
 )
-def test_a_permanent_failure_costs_at_most_a_write_a_second_and_ends_when_its_cause_does(error: Exception) -> None:
+def test_a_permanent_failure_costs_at_most_a_write_a_second_and_ends_when_its_cause_does(
+    error: Exception, most: int
+) -> None:
+    """I9: the back-off grows; but nobody tells when an API server is back."""
+
     async def main() -> None:
         api = MemoryApi()
         await api.put(BIG_MODEL_JOB, job(nodes=1))
@@ -161,10 +166,29 @@ def test_a_permanent_failure_costs_at_most_a_write_a_second_and_ends_when_its_ca
                 before = sum(api.writes().values())
                 await asyncio.sleep(seconds)
                 assert sum(api.writes().values()) - before <= seconds
-            assert sum(api.writes().values()) < 25  # the back-off grows
+            assert sum(api.writes().values()) < most
             await asyncio.sleep(120)
             assert pods_of(api) == ["mlp-0"]
             assert status_of(api) == {"observedGeneration": 1, "pods": 1}
+
+    run(main())
+
+
+@pytest.mark.parametrize("seconds", [10, 31, 60, 300])
+def test_an_outage_is_over_ten_seconds_after_it_ended(seconds: float) -> None:
+    """C10, C20: however long the API server was away."""
+
+    async def main() -> None:
+        api = MemoryApi()
+        await api.put(BIG_MODEL_JOB, job(nodes=1))
+        until = asyncio.get_running_loop().time() + seconds
+        api.fault = lambda verb, kind, name: (
+            errors.Unavailable("connection refused") if asyncio.get_running_loop().time() < until else None
+        )
+        async with engine_of(api, GangReconciler()) as running:
+            running.queue.add(KEY)
+            await asyncio.sleep(seconds + 10)
+            assert pods_of(api) == ["mlp-0"]
 
     run(main())
 

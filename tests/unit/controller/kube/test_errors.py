@@ -21,6 +21,11 @@ CASES: dict[str, tuple[int, Any, type[errors.ApiError]]] = {
     ),
     "no such path, in plain text": (404, "404 page not found", errors.NotFound),
     "internal error": (500, {"reason": "InternalError", "message": "etcd"}, errors.Unavailable),
+    "somebody's webhook is down": (
+        500,
+        {"reason": "InternalError", "message": 'Internal error occurred: failed calling webhook "a.b": no route'},
+        errors.WebhookFailed,
+    ),
     "a proxy in front": (502, "<html>Bad Gateway</html>", errors.Unavailable),
     "server-side time-out": (504, {"reason": "Timeout", "message": "request did not complete"}, errors.Unavailable),
     "expired token": (401, {"reason": "Unauthorized", "message": "Unauthorized"}, errors.Unauthorized),

@@ -8,7 +8,7 @@ import pytest
 
 from bigmodel.controller.decision import Manifest, ResourceKind
 from bigmodel.controller.kube import errors
-from bigmodel.controller.kube.lease import LEASE, Elector, LeaseLost
+from bigmodel.controller.kube.lease import HOLD_SHARE, LEASE, Elector, LeaseLost
 from tests.unit.controller.engine.memory_api import MemoryApi
 from tests.unit.controller.engine.virtual_time import elapsed, run
 
@@ -204,5 +204,20 @@ def test_of_many_candidates_exactly_one_leads_at_any_time(latency: float) -> Non
             tasks[leading[0]].cancel()
             await asyncio.sleep(0)
         assert sorted(terms) == list("abcdef")
+
+    run(main())
+
+
+def test_a_holder_that_was_paused_may_not_write_before_it_has_renewed() -> None:
+    """C24: whatever its other tasks do first when the process wakes up; C21: by the clock that does not jump."""
+
+    async def main() -> None:
+        api = MemoryApi()
+        elector = candidate(api, "a")
+        assert not elector.valid()
+        await elector.acquire()
+        assert elector.valid()
+        await asyncio.sleep(LEASE_SECONDS * HOLD_SHARE + 0.1)  # nobody renews: SIGSTOP
+        assert not elector.valid()
 
     run(main())
