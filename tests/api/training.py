@@ -52,13 +52,14 @@ class Launcher:
     index: int
     server: web.AppRunner
     step: int = 0
+    resumed: dict[str, Any] | None = None  # the checkpoint that it found in the store and went on from
     ended: bool = False
 
     def progress(self) -> dict[str, Any]:
         training = {"metrics": [{"name": "loss", "value": "0.2117"}], "firstStepAt": datetime.now(UTC).timestamp()}
         said = {"uid": self.run.uid, "attempt": self.run.attempt, "generation": 1, "totalSteps": 50, "updatedAt": 1.0}
         phase = {"phase": "Training", "step": self.step, **training} if self.step else {"phase": "Starting", "step": 0}
-        return {**said, **phase}
+        return {**said, **phase, **({"checkpoint": self.resumed} if self.resumed else {})}
 
     def last_word(self, exit_code: int, **fields: Any) -> str:
         said = {"uid": self.run.uid, "attempt": self.run.attempt, "generation": 1, "index": self.index}
@@ -86,6 +87,7 @@ class Nodes:
     holds: bool = False  # nothing is placed
     first_step: int = 0  # that a launcher tells; 0: it is still starting
     launchers: dict[str, Launcher] = field(default_factory=dict)  # by pod
+    saved: dict[str, Any] | None = None  # the newest checkpoint
     trouble: str = ""  # the last, for the message of a failed test
 
     async def run(self) -> None:
@@ -101,7 +103,8 @@ class Nodes:
             metadata = pod["metadata"]
             launcher = self.launchers.get(metadata["name"])
             if metadata.get("deletionTimestamp") and launcher is not None and launcher.step and not launcher.ended:
-                await self.end(metadata["name"], 143, reason="Terminated", checkpoint=launcher.checkpoint())
+                self.saved = launcher.checkpoint()
+                await self.end(metadata["name"], 143, reason="Terminated", checkpoint=self.saved)
             elif metadata.get("deletionTimestamp"):
                 await self.stop(metadata["name"])
                 await self.client.delete(POD, self.namespace, metadata["name"], metadata["uid"], 0)
@@ -114,7 +117,9 @@ class Nodes:
         run = TrainingRun.model_validate_json(environment[names.ENV_TRAINING_RUN])
         index, address = int(environment[names.ENV_INDEX]), next(addresses)
         await self.bind(name, f"node-{index + 1}")
-        launcher = self.launchers[name] = Launcher(run, index, await self.serve(name, address), self.first_step)
+        launcher = self.launchers[name] = Launcher(
+            run, index, await self.serve(name, address), self.first_step, self.saved
+        )
         running = {"running": {"startedAt": _now()}}
         await self.report(name, "Running", running, podIP=address, podIPs=[{"ip": address}], startTime=_now())
         assert launcher.run.store.uri == STORE_URI
