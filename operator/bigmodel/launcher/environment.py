@@ -1,12 +1,16 @@
 """The environment of a rank: torchrun's variables, with RANK fixed by the pod's index. Pure, but for `processor_count`
 and `process_count`."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bigmodel.api.names import ENV_GENERATION, ENV_NOTICE, ENV_REPORT_SOCKET
+from bigmodel.api.names import ENV_GENERATION, ENV_NOTICE, ENV_REPORT_SOCKET, PORT_MASTER, SCRIPT_DIRECTORY
+from bigmodel.api.run import TrainingRun
+
+TRAINER = "bigmodel.trainer.main"
 
 
 @dataclass(frozen=True)
@@ -30,8 +34,26 @@ class RankFiles:
         return self._file("stacks.txt")
 
     @property
+    def output(self) -> Path:
+        return self._file("output")
+
+    @property
     def notice(self) -> Path:
         return self._file("notice.json")
+
+
+def program(run: TrainingRun) -> dict[str, object]:
+    """What a rank runs, in the fork server's words. The working directory is the pod's, wherever the files are."""
+    if run.script is None:
+        return {"module": TRAINER}
+    directory = run.script.path if run.script.path is not None else SCRIPT_DIRECTORY
+    return {"path": str(Path(directory) / run.script.entrypoint), "args": list(run.args)}
+
+
+def tensorflow_cluster(peers: Sequence[str], processes: int) -> list[str]:
+    """Where the worker of each rank listens, by the ranks: on its pod's host name, which a replacement keeps."""
+    hosts = [peer.rpartition(":")[0] for peer in peers]
+    return [f"{host}:{PORT_MASTER + local_rank}" for host in hosts for local_rank in range(processes)]
 
 
 def rank_environment(
@@ -44,9 +66,10 @@ def rank_environment(
     nodes: int,
     processes: int,
     processors: float,
+    workers: Sequence[str] = (),
 ) -> dict[str, str]:
     """`base` is the container's environment, `start` what the coordinator said. Ours win: a rank that lies about its
-    rank hangs the gang."""
+    rank hangs the gang. `workers`: the cluster of a TensorFlow job."""
     local_rank = files.rank - index * processes
     world = nodes * processes
     environment = {
@@ -72,6 +95,9 @@ def rank_environment(
         ENV_NOTICE: str(files.notice),
         ENV_REPORT_SOCKET: str(report_socket),
     }
+    if workers:
+        task = {"type": "worker", "index": files.rank}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": list(workers)}, "task": task})
     # A variable of the pod that speaks of an agent which is not there would make torch wait for it.
     if "TORCHELASTIC_USE_AGENT_STORE" not in start:
         environment.pop("TORCHELASTIC_USE_AGENT_STORE", None)

@@ -13,8 +13,8 @@ from bigmodel.launcher.message import MESSAGE_BYTES, STACKS_BYTES, TRACEBACK_BYT
 ERROR_FILE_BYTES = 1 << 20
 
 
-def rank_failure(files: RankFiles, status: int) -> RankFailure | None:
-    """From the wait status of a rank that ended by itself; None if it ended with 0."""
+def rank_failure(files: RankFiles, status: int, log: str | None = None) -> RankFailure | None:
+    """From the wait status of a rank that ended by itself, and the last lines it wrote; None if it ended with 0."""
     code = os.waitstatus_to_exitcode(status)
     if code == 0:
         return None
@@ -25,6 +25,7 @@ def rank_failure(files: RankFiles, status: int) -> RankFailure | None:
             exit_code=code,
             message=head(message or "it left no error message; see its log", MESSAGE_BYTES),
             traceback=tail(traceback, TRACEBACK_BYTES) if traceback else None,
+            log=log,
             connection_error=is_connection_error(message),
         )
     name = signal.Signals(-code).name if -code in signal.valid_signals() and -code < signal.SIGRTMIN else f"SIG{-code}"
@@ -35,6 +36,7 @@ def rank_failure(files: RankFiles, status: int) -> RankFailure | None:
         signal=name,
         message=head(message or f"no message can be left on {name}", MESSAGE_BYTES),
         traceback=head(crash, TRACEBACK_BYTES) if crash else None,
+        log=log,
     )
 
 
@@ -71,11 +73,13 @@ def can_tell_its_stacks(pid: int) -> bool:
     return bool(int(caught.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1)
 
 
-def rank_stack(files: RankFiles, pid: int, from_byte: int, limit: int = STACKS_BYTES) -> RankStack:
-    """What it wrote since it was asked."""
+def rank_stack(
+    files: RankFiles, pid: int, from_byte: int, limit: int = STACKS_BYTES, log: str | None = None
+) -> RankStack:
+    """What it wrote to its stacks file since it was asked."""
     text = _read(files.stacks)[from_byte:]
     return RankStack(
-        rank=files.rank, stopped=_is_stopped(pid), waits=_waits(text), text=head(text, limit) if text else ""
+        rank=files.rank, stopped=_is_stopped(pid), waits=_waits(text), text=head(text, limit) if text else "", log=log
     )
 
 

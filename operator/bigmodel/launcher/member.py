@@ -75,6 +75,11 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """The fork server has imported what ranks need, or never will."""
+
+
+@dataclass(frozen=True)
 class Connected:
     pass
 
@@ -136,7 +141,8 @@ class Tick:
 
 
 Event = (
-    Connected
+    Ready
+    | Connected
     | Disconnected
     | Received
     | Announced
@@ -219,6 +225,7 @@ class _Rank:
 class Member:
     place: Place
     started_at: float
+    ready: bool = True  # ranks would start at once: a rank that is quicker than others waits for them, and may time out
     state: State = State.SEARCHING
     generation: int = 0
     spent: RestartCounts = field(default_factory=RestartCounts)
@@ -249,6 +256,9 @@ class Member:
 
     def handle(self, event: Event, now: float) -> list[Command]:
         match event:
+            case Ready():
+                self.ready = True
+                return []
             case Connected():
                 return self._connected(now)
             case Disconnected():
@@ -409,6 +419,7 @@ class Member:
 
     def _rank_ended(self, rank: int, failure: RankFailure | None, now: float) -> list[Command]:
         self._running.discard(rank)
+        beats = self._beats(now)  # with its own last step
         if rank != 0:  # rank 0's last word is the gang's; nothing more is expected of the others
             self._ranks.pop(rank, None)
         if self.state is not State.RUNNING:
@@ -417,7 +428,7 @@ class Member:
             return []
         self._failures.append((failure, now))
         if len(self._failures) == 1:
-            return [Send(Failed(generation=self.generation, failure=failure, beats=self._beats(now)))]
+            return [Send(Failed(generation=self.generation, failure=failure, beats=beats))]
         return []
 
     def _reaped(self, now: float) -> list[Command]:
@@ -504,7 +515,8 @@ class Member:
                 commands.append(Send(Heartbeat(beats=self._beats(now))))
         if self.state is State.SEARCHING and self.generation and (alone := self._alone(now)):
             return [*commands, alone]
-        if self.state is State.SEARCHING and not self._connecting and now - self._tried_at >= RECONNECT_SECONDS:
+        searching = self.state is State.SEARCHING and self.ready and not self._connecting
+        if searching and now - self._tried_at >= RECONNECT_SECONDS:
             commands.append(self._connect(now))
         return commands
 

@@ -27,12 +27,21 @@ from bigmodel.launcher import web
 from bigmodel.launcher.board import Board
 from bigmodel.launcher.connections import Link, connect
 from bigmodel.launcher.coordinator import Coordinator, Gang
-from bigmodel.launcher.environment import RankFiles, process_count, processor_count, rank_environment
+from bigmodel.launcher.environment import (
+    TRAINER,
+    RankFiles,
+    process_count,
+    processor_count,
+    program,
+    rank_environment,
+    tensorflow_cluster,
+)
 from bigmodel.launcher.evidence import can_tell_its_stacks, rank_failure, rank_stack
 from bigmodel.launcher.last_word import last_word, written
 from bigmodel.launcher.member import Member, Place
 from bigmodel.launcher.message import (
     LINE_BYTES,
+    LOG_BYTES,
     STACKS_BYTES,
     Announcement,
     Exit,
@@ -41,6 +50,7 @@ from bigmodel.launcher.message import (
     Message,
     RankStack,
 )
+from bigmodel.launcher.output import Output
 from bigmodel.launcher.processes import Processes
 from bigmodel.launcher.reports import Reports
 from bigmodel.launcher.settings import Settings
@@ -48,10 +58,10 @@ from bigmodel.launcher.settings import Settings
 TICK_SECONDS = 0.1
 ANSWER_STACKS_SECONDS = 0.3
 ANNOUNCE_AT_ONCE = 32  # connections
+LOGS_BYTES = 2 * LOG_BYTES  # of all ranks of a pod, beside their stacks
 
 # What a rank of a torch job imports anyway: the first optimizer alone pulls in torch._dynamo, 1 to 1.5 s.
 TORCH_MODULES = ("numpy", "torch", "torch.distributed", "torch.nn.parallel", "torch.optim", "torch._dynamo")
-TRAINER = "bigmodel.trainer.main"
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +85,7 @@ class Node:
             grace_seconds=run.termination_grace_seconds,
             start_deadline_seconds=run.start_deadline_seconds,
         )
-        self._member = Member(self._place, self._now())
+        self._member = Member(self._place, self._now(), ready=not settings.preload)
         self._coordinator: Coordinator | None = None
         if settings.index == 0:
             gang = Gang(
@@ -92,14 +102,17 @@ class Node:
             self._coordinator = Coordinator(gang, self._epoch, self._now())
         self._directory = Path(tempfile.mkdtemp(prefix="bigmodel-"))
         torch = run.framework == "pytorch"
+        self._workers = () if torch else tensorflow_cluster(settings.peers, self._processes_per_node)
         preload = (*(TORCH_MODULES if torch else ()), *((TRAINER,) if run.recipe is not None else ()))
         self._processes = Processes(
-            program=_program(settings), preload=preload, fork=settings.preload, environment=environment, watcher=self
+            program=program(run), preload=preload, fork=settings.preload, environment=environment, watcher=self
         )
+        self._output = Output()
         self._link: Link | None = None  # to the coordinator
         self._links: dict[int, Link] = {}  # of the members, by connection number
         self._numbers = count(1)
         self._notices = 0
+        self._leaving_told = False  # the ranks of this generation are to save and leave
         self._board = Board(
             run.uid, run.attempt, self._epoch
         )  # what this pod knows by itself; index 0's coordinator knows more
@@ -134,6 +147,7 @@ class Node:
                 async with asyncio.timeout(1):
                     for link in links:
                         await link.closed()
+            self._output.close()
             log.info("exit %d: %s", self._outcome.code, self._outcome.message or self._outcome.reason or "done")
             return self._outcome.code
         finally:
@@ -212,11 +226,13 @@ class Node:
         for old in self._directory.glob("g*"):
             old.unlink()
         self._notices = 0
+        self._leaving_told = False
         self._board.started()
         first = self.settings.index * self._processes_per_node
         ranks = []
         for rank in range(first, first + self._processes_per_node):
             files = RankFiles(self._directory, generation, rank)
+            self._output.open(files.output)
             environment = rank_environment(
                 self._environment,
                 env,
@@ -226,6 +242,7 @@ class Node:
                 nodes=self.settings.run.nodes,
                 processes=self._processes_per_node,
                 processors=self._processors,
+                workers=self._workers,
             )
             ranks.append((files, environment))
         log.info("generation %d: starting ranks %d to %d", generation, first, first + self._processes_per_node - 1)
@@ -235,14 +252,18 @@ class Node:
         """A file, since a rank inside a collective runs no Python signal handler; and SIGTERM, which programs that know
         no file understand."""
         self._notices += 1
+        self._leaving_told = leave
         notice = json.dumps(Notice(request=self._notices, leave=leave).wire())
-        for files, pid in self._processes.ranks:
+        for files in self._processes.files:
             part = files.notice.with_suffix(".part")
             part.write_text(notice)
             part.rename(files.notice)
-            if leave:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+        for _, pid in self._processes.ranks if leave else ():
+            self._tell_to_leave(pid)
+
+    def _tell_to_leave(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
     async def _take_stacks(self) -> None:
         stacks = await self._stacks(membership.STACKS_SECONDS * 0.8)
@@ -259,7 +280,12 @@ class Node:
                     os.kill(pid, signal.SIGUSR1)
                     asked.append((files, pid, size))
         await asyncio.sleep(seconds)
-        return [rank_stack(files, pid, size, STACKS_BYTES // max(1, len(asked))) for files, pid, size in asked]
+        share = max(1, len(asked))
+        log_bytes = min(LOG_BYTES, LOGS_BYTES // share)
+        return [
+            rank_stack(files, pid, size, STACKS_BYTES // share, self._output.last_lines(files.output, log_bytes))
+            for files, pid, size in asked
+        ]
 
     def _reported(self, report: RankReport) -> None:
         self._to_member(membership.Reported(report))
@@ -272,13 +298,20 @@ class Node:
 
     def rank_ended(self, files: RankFiles, status: int) -> None:
         self._reports.drain()
-        failure = rank_failure(files, status)
+        failure = rank_failure(files, status, self._output.last_lines(files.output))
         if failure is not None and self._member.state is membership.State.RUNNING:
             log.error("rank %d ended with %d: %s", files.rank, failure.exit_code, failure.message)
         self._to_member(membership.RankEnded(files.generation, files.rank, failure))
 
     def reaped(self, generation: int) -> None:
         self._to_member(membership.Reaped(generation))
+
+    def ready(self) -> None:
+        self._to_member(membership.Ready())
+
+    def rank_started(self, files: RankFiles, pid: int) -> None:
+        if self._leaving_told:  # it was not there yet when the others heard of it
+            self._tell_to_leave(pid)
 
     def store_listens(self, generation: int, port: int) -> None:
         self._to_coordinator(coordination.StoreListens(generation, port))
@@ -456,12 +489,3 @@ class Node:
             f"bigmodel_training_{name} {value}\n"
             for name, kind, text, value in rows
         )
-
-
-def _program(settings: Settings) -> dict[str, object]:
-    """What a rank runs, in the fork server's words."""
-    run = settings.run
-    if run.script is None:
-        return {"module": TRAINER}
-    path = str(Path(run.script.path or os.getcwd()) / run.script.entrypoint)
-    return {"path": path, "args": list(run.args)}

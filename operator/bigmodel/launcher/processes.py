@@ -29,6 +29,11 @@ log = logging.getLogger(__name__)
 
 
 class Watcher(Protocol):
+    def ready(self) -> None:
+        """Ranks start at once from now on, or one by one: the fork server told, or ended."""
+
+    def rank_started(self, files: RankFiles, pid: int) -> None: ...
+
     def rank_ended(self, files: RankFiles, status: int) -> None:
         """A rank's own process ended, with that wait status."""
 
@@ -97,6 +102,11 @@ class Processes:
     # Ranks
 
     @property
+    def files(self) -> list[RankFiles]:
+        """Of all ranks that have not ended, those included that are still to come."""
+        return [rank.files for rank in self._ranks if not rank.ended]
+
+    @property
     def ranks(self) -> list[tuple[RankFiles, int]]:
         """The living ones, with their pids."""
         return [(rank.files, rank.pid) for rank in self._ranks if rank.pid is not None and not rank.ended]
@@ -133,6 +143,7 @@ class Processes:
                         "program": self.program,
                         "errorFile": str(rank.files.error),
                         "stacksFile": str(rank.files.stacks),
+                        "outputFile": str(rank.files.output),
                     }
                 )
             else:
@@ -141,9 +152,12 @@ class Processes:
                     "errorFile": str(rank.files.error),
                     "stacksFile": str(rank.files.stacks),
                 }
-                child = _spawn(["rank", "--request", json.dumps(request)], rank.env)
+                output = os.open(rank.files.output, os.O_WRONLY)  # not only from run_rank on: also a broken import
+                child = _spawn(["rank", "--request", json.dumps(request)], rank.env, output=output)
+                os.close(output)
                 self._children[child.pid] = child
                 rank.pid = child.pid
+                self.watcher.rank_started(rank.files, child.pid)
 
     def _rank_started(self, name: str, pid: int) -> None:
         for rank in self._ranks:
@@ -151,6 +165,7 @@ class Processes:
                 rank.pid = pid
                 if self._killing:
                     _kill_rank(rank)
+                self.watcher.rank_started(rank.files, pid)
 
     def _ended(self, pid: int, status: int) -> None:
         for rank in self._ranks:
@@ -278,11 +293,13 @@ class Processes:
                 self._ready = True
                 self._ask()
                 self._ask_store()
+                self.watcher.ready()
             case {"unfit": reason}:
                 log.warning("ranks are started one by one instead of forked: %s", reason)
                 self.fork = False
                 self._ask()
                 self._ask_store()
+                self.watcher.ready()
             case {"started": name, "pid": pid}:
                 if str(name).startswith("store "):
                     self._store_started(str(name), pid)
@@ -309,6 +326,7 @@ class Processes:
         if not self.fork:
             return  # it told us so, and ended
         log.error("the fork server ended; its ranks end with it")
+        self.watcher.ready()  # the next one is started when ranks are, and whatever ends it again is their failure
         for rank in self._ranks:
             if rank.pid is None and not rank.ended:  # asked for in vain
                 rank.ended = True
@@ -343,10 +361,19 @@ def _id(rank: _Rank) -> str:
     return f"{rank.files.generation}/{rank.files.rank}"
 
 
-def _spawn(arguments: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = ()) -> "subprocess.Popen[bytes]":
+def _spawn(
+    arguments: Sequence[str], env: Mapping[str, str], pass_fds: Sequence[int] = (), output: int | None = None
+) -> "subprocess.Popen[bytes]":
+    """`output`: in place of ours, for stdout and stderr."""
     command = [sys.executable, "-m", FORK_SERVER, arguments[0], "--parent", str(os.getpid()), *arguments[1:]]
     return subprocess.Popen(  # noqa: S603  our own module, no shell
-        command, env=env, stdin=subprocess.DEVNULL, pass_fds=pass_fds, start_new_session=True
+        command,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        pass_fds=pass_fds,
+        start_new_session=True,
     )
 
 

@@ -11,7 +11,7 @@ more than one thread after its imports; the launcher then spawns instead. This m
 library at its top.
 
 Control is a stream socket of JSON lines, all pids in this pod's namespace:
-    launcher → {"do": "rank", "id", "env", "program", "errorFile", "stacksFile"}   {"do": "store", "id"}
+    launcher → {"do": "rank", "id", "env", "program", "errorFile", "stacksFile", "outputFile"}   {"do": "store", "id"}
     server   → {"ready": true} or {"unfit": why}, once; {"started": id, "pid"}; {"ended": pid, "status"}; {"listens":
     id, "port"}
 `program` is {"module": "bigmodel.trainer.main"} for a recipe (its main() is called) or {"path", "args"} for a script.
@@ -19,14 +19,16 @@ Control is a stream socket of JSON lines, all pids in this pod's namespace:
 
 import argparse
 import atexit
+import builtins
 import ctypes
 import faulthandler
 import gc
 import importlib
+import importlib.machinery
+import io
 import json
 import os
 import random
-import runpy
 import selectors
 import signal
 import socket
@@ -34,10 +36,12 @@ import sys
 import threading
 import time
 import traceback
+import types
 from typing import Any, NoReturn
 
 PR_SET_PDEATHSIG = 1
 STORE_TIMEOUT_SECONDS = 60
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 _TORCH_SEED = 67280421310721  # what torch's generator starts with in a new process
 
 
@@ -158,6 +162,10 @@ def _reap(control: socket.socket) -> None:
 def run_rank(request: dict[str, Any], forked: bool) -> NoReturn:
     """Become the rank: environment, threads, seeds, evidence of failure, then the program. Never returns."""
     if forked:
+        output = os.open(request["outputFile"], os.O_WRONLY)
+        for standard in (1, 2):
+            os.dup2(output, standard)
+        os.close(output)
         os.environ.clear()
         os.environ.update(request["env"])
         _like_a_new_process()
@@ -191,12 +199,11 @@ def _run(program: dict[str, Any], error_file: str) -> int:
             sys.argv = [program["module"]]
             importlib.import_module(program["module"]).main()
             return 0
-        path = program["path"]
-        sys.argv = [path, *program["args"]]
-        if not path.endswith(".py"):
-            os.execv(path, sys.argv)  # noqa: S606  the user's own program, no shell
-        sys.path[0] = os.path.dirname(os.path.abspath(path))  # as `python path` does
-        runpy.run_path(path, run_name="__main__")
+        sys.argv = [program["path"], *program["args"]]
+        if program["path"].endswith(".py"):
+            _run_python(program["path"])
+        else:
+            _execute(program["path"])
     except SystemExit as end:
         if end.code is None or isinstance(end.code, int):
             return end.code or 0
@@ -207,6 +214,64 @@ def _run(program: dict[str, Any], error_file: str) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _run_python(path: str) -> None:
+    """As `python path` does; in a module that stays, for threads and exit handlers still use it after its last line."""
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(path))
+    _meet_where_told()
+    script = types.ModuleType("__main__")
+    script.__file__ = path
+    script.__loader__ = importlib.machinery.SourceFileLoader("__main__", path)
+    script.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = script
+    with io.open_code(path) as file:
+        code = compile(file.read(), path, "exec")
+    exec(code, script.__dict__)  # noqa: S102  the user's own program
+
+
+def _execute(path: str) -> NoReturn:
+    """Any other program. Files of a ConfigMap are not executable: then its first line names the interpreter."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would pass that on
+        signal.signal(number, signal.SIG_DFL)
+    command = sys.argv
+    if not os.access(path, os.X_OK):
+        with open(path, "rb") as file:
+            first = file.readline(256)
+        if first.startswith(b"#!"):
+            interpreter = [os.fsdecode(word.strip()) for word in first[2:].split(maxsplit=1)]
+            command = [*interpreter, *sys.argv]
+    os.execv(command[0], command)  # noqa: S606  the user's own program, no shell
+
+
+def _meet_where_told() -> None:
+    """Let a program open stores of its own, and its children too.
+
+    While TORCHELASTIC_USE_AGENT_STORE is set, torch joins *every* store as a client: one that the program means to
+    serve by its own rank 0, at another port, would be waited for by all and served by none. So only the launcher's
+    port is joined like that, and the variable does not reach the program's children.
+    """
+    if _AGENT_STORE not in os.environ:
+        return
+    try:
+        rendezvous = importlib.import_module("torch.distributed.rendezvous")
+        create = rendezvous._create_c10d_store
+    except (ImportError, AttributeError):  # no torch, or one that does it otherwise: then all is as under torchrun
+        return
+    port = int(os.environ["MASTER_PORT"])
+    del os.environ[_AGENT_STORE]
+
+    def create_or_join(host: str, at: int, *arguments: Any, **named: Any) -> Any:
+        if at != port:
+            return create(host, at, *arguments, **named)
+        os.environ[_AGENT_STORE] = "True"
+        try:
+            return create(host, at, *arguments, **named)
+        finally:
+            del os.environ[_AGENT_STORE]
+
+    rendezvous._create_c10d_store = create_or_join  # type: ignore[attr-defined]
 
 
 def _leave_error(path: str, error: BaseException) -> None:

@@ -1,8 +1,19 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bigmodel.launcher.environment import RankFiles, process_count, processor_count, rank_environment
+from bigmodel.api.job import Script
+from bigmodel.launcher.environment import (
+    RankFiles,
+    process_count,
+    processor_count,
+    program,
+    rank_environment,
+    tensorflow_cluster,
+)
+from tests.unit.launcher.gang import a_run
 
 START = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4711", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
@@ -44,6 +55,46 @@ def test_a_user_may_set_threads_but_not_ranks() -> None:
 def test_without_a_store_nobody_is_told_to_wait_for_one() -> None:
     env = of_rank(0, {"TORCHELASTIC_USE_AGENT_STORE": "True"}, {"MASTER_ADDR": "10.0.0.1"})
     assert "TORCHELASTIC_USE_AGENT_STORE" not in env
+
+
+def test_a_tensorflow_rank_knows_all_workers_and_its_place() -> None:
+    """Of every rank, by host names that replacements keep."""
+    workers = tensorflow_cluster(["mlp-0.mlp-x:8272", "mlp-1.mlp-x:8272"], processes=4)
+    files = RankFiles(Path("/run"), 3, 5)
+    env = rank_environment(
+        {"TF_CONFIG": "{}"},
+        {"MASTER_ADDR": "10.0.0.1"},
+        files,
+        Path("/run/report"),
+        index=1,
+        nodes=2,
+        processes=4,
+        processors=8,
+        workers=workers,
+    )
+    assert json.loads(env["TF_CONFIG"]) == {
+        "cluster": {"worker": [f"mlp-{index}.mlp-x:{29500 + local}" for index in (0, 1) for local in range(4)]},
+        "task": {"type": "worker", "index": 5},
+    }
+    assert "TF_CONFIG" not in of_rank(0)
+
+
+PROGRAMS = {
+    "a recipe": ({"script": None, "recipe": {"name": "mlp"}}, {"module": "bigmodel.trainer.main"}),
+    "a script of a ConfigMap": (
+        {"script": Script(config_map="code", entrypoint="train.py"), "args": ["--fast"]},
+        {"path": "/opt/bigmodel/script/train.py", "args": ["--fast"]},
+    ),
+    "a script on a volume": (
+        {"script": Script(path="/code", entrypoint="src/train.py")},
+        {"path": "/code/src/train.py", "args": []},
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "want"), PROGRAMS.values(), ids=PROGRAMS)
+def test_what_a_rank_runs(changes: dict[str, Any], want: dict[str, object]) -> None:
+    assert program(a_run(**changes)) == want
 
 
 @pytest.mark.parametrize(("address", "want"), [("127.0.0.2", "lo"), ("10.0.0.1", None)])

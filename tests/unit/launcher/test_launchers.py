@@ -101,6 +101,45 @@ def test_a_killed_rank_is_healed_in_place(gang: MakeGang) -> None:
     assert_no_overlap(it)
 
 
+DEATHS = {
+    "an exception": ("1:1:3:raise=boom", {}, 1, "ValueError: boom"),
+    "an exit code": ("1:1:3:exit=42", {}, 42, "line 5"),
+    "a signal": ("1:1:3:segfault", {}, 139, "line 5"),
+    "os._exit": ("1:1:3:_exit=7", {}, 7, "line 5"),
+    "a rank that was not forked": ("1:1:3:exit=42", {"BIGMODEL_PRELOAD": 0}, 42, "line 5"),
+    "a program that cannot even start": ("", {"BIGMODEL_PRELOAD": 0, "ENTRYPOINT": "nowhere.py"}, 1, "nowhere.py"),
+}
+
+
+@pytest.mark.parametrize(("behaviour", "environment", "code", "last"), DEATHS.values(), ids=DEATHS)
+def test_the_last_lines_of_the_first_rank_to_die_are_kept(
+    gang: MakeGang, behaviour: str, environment: dict, code: int, last: str
+) -> None:
+    """A18, C29: whatever it dies of, and all of it is in the container's own output too."""
+    run = a_run(budgets={"max_restarts": 0}, program=environment.pop("ENTRYPOINT", "steps.py"))
+    it = gang(run, BEHAVIOUR=behaviour, STEPS=10_000, SAY="line", **environment)
+    pods = it.start()
+    assert [pod.exit_code() for pod in pods] == [code] * 2
+    (incident,) = pods[0].last_word.progress.incidents
+    assert last in incident.log
+    assert len(incident.log.splitlines()) <= 20
+    assert len(incident.log.encode()) <= 2048
+    if behaviour:
+        assert incident.rank == 1
+        assert incident.step >= 2
+        assert [f"line {number}" for number in range(6)] == [
+            line for line in pods[1].log.splitlines() if line.startswith("line ")
+        ]
+
+
+def test_a_rank_that_floods_fills_no_memory_and_holds_up_nobody(gang: MakeGang) -> None:
+    it = gang(a_run(nodes=1, budgets={"max_restarts": 0}), STEPS=4, FLOOD_MIB=64)
+    (pod,) = it.start()
+    assert pod.exit_code() == 0
+    assert pod.output.stat().st_size > 64 << 20
+    assert max(e["launcher_mib"] for e in it.diary("flood")) < 150
+
+
 @dataclass(frozen=True)
 class Ending:
     """After `tries` generations, with that exit code everywhere. `rank` None: any. `traceback` None: there is none."""
@@ -428,6 +467,55 @@ def test_a_recipe_ends(gang: MakeGang, trainer: str, environment: dict, code: in
         assert "started one by one instead of forked: 2 threads" in pod.log
     if trainer == "missing":
         assert "bigmodel.trainer.main" in word.error.message
+
+
+WAYS = {
+    "env://, the launcher's store": ("env", 1, True),
+    "a tcp:// store of its own": ("tcp", 1, True),
+    "a tcp:// store of its own, without the fork server": ("tcp", 1, False),
+    "env:// at a port of its own": ("own-master-port", 1, True),
+    "data loaders, forked and spawned": ("workers", [496, 496], True),
+    "processes of its own that form a group": ("spawn", "joined", True),
+}
+
+
+@pytest.mark.parametrize(("mode", "want", "fork"), WAYS.values(), ids=WAYS)
+def test_programs_of_others_run_as_they_are(gang: MakeGang, mode: str, want: object, fork: bool) -> None:
+    """As `python train.py` runs them: their directory in sys.path, their main module, their threads."""
+    it = gang(a_run(program="torch_script.py", framework="pytorch", args=["--fast"], budgets={"max_restarts": 0}))
+    it.environment |= {"MODE": mode, "OWN_PORT": str(free_port()), "BIGMODEL_PRELOAD": str(int(fork))}
+    pods = it.start()
+    assert [pod.exit_code(120) for pod in pods] == [0, 0], pods[0].log + pods[1].log
+    results = it.diary("result")
+    path = str(Path(__file__).parent / "programs" / "torch_script.py")
+    assert [(e["value"], e["argv"], e["file"], e["main"]) for e in results] == [
+        (want, [path, "--fast"], path, True)
+    ] * 2
+    assert len(it.diary("last")) == 2
+    assert pods[0].last_word.message == "no step was reported"
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_program_that_is_no_python_runs_by_its_first_line(gang: MakeGang, code: int) -> None:
+    it = gang(a_run(program="plain.sh", args=["hello"], budgets={"max_restarts": 0}), CODE=code)
+    pods = it.start()
+    assert [pod.exit_code() for pod in pods] == [code] * 2
+    assert "shell rank 1 of 2: hello\n" in pods[1].log
+    assert pods[0].last_word.message == "no step was reported" if code == 0 else True
+
+
+def test_the_exit_code_of_a_script_is_the_pods(gang: MakeGang) -> None:
+    it = gang(a_run(nodes=1, program="torch_script.py", framework="pytorch", budgets={"max_restarts": 0}))
+    it.environment |= {"MODE": "env", "OWN_PORT": "0", "CODE": "42"}
+    (pod,) = it.start()
+    assert pod.exit_code(120) == 42
+
+
+def free_port() -> int:
+    """With two more after it, as far as anybody can tell."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.2", 0))
+        return min(one.getsockname()[1], 65_000)
 
 
 def test_torch_over_the_store_child(gang: MakeGang) -> None:

@@ -20,6 +20,7 @@ from bigmodel.launcher.member import (
     NotifyRanks,
     Place,
     RankEnded,
+    Ready,
     Reaped,
     Received,
     Reported,
@@ -372,3 +373,12 @@ def test_who_never_had_a_coordinator_waits_for_it() -> None:
     for _ in range(20):
         assert [c for c in it.give(Tick(), after=100) if isinstance(c, Leave)] == []
         it.give(Disconnected())
+
+
+def test_it_introduces_itself_only_when_its_ranks_can_start_at_once() -> None:
+    """Else the ranks of the others would wait for its imports, under a time-out of their own."""
+    it = Trial()
+    it.member.ready = False
+    assert it.ticks(5) == []
+    assert it.give(Ready()) == []
+    assert it.give(Tick(), after=0.1) == [Connect(None)]

@@ -8,6 +8,7 @@ from bigmodel.launcher.message import (
     FAILURES,
     INCIDENT_BYTES,
     LINE_BYTES,
+    LOG_BYTES,
     MESSAGE_BYTES,
     STACKS_BYTES,
     TRACEBACK_BYTES,
@@ -32,11 +33,16 @@ TEXT = st.text(max_size=100)
 def test_the_longest_evidence_fits_into_a_line(text: str) -> None:
     """Whatever a program writes: every character may need an escape."""
     nasty = (text + '"\\\n') * 6000
-    failures = [
-        RankFailure(rank=n, exit_code=1, message=head(nasty, MESSAGE_BYTES), traceback=tail(nasty, TRACEBACK_BYTES))
-        for n in range(FAILURES)
-    ]
-    stopped = Stopped(generation=1, failures=failures, stacks=[RankStack(rank=0, text=head(nasty, STACKS_BYTES))])
+    first = RankFailure(
+        rank=0,
+        exit_code=1,
+        message=head(nasty, MESSAGE_BYTES),
+        traceback=tail(nasty, TRACEBACK_BYTES),
+        log=tail(nasty, LOG_BYTES),
+    )
+    failures = [first, *[RankFailure(rank=n, exit_code=1, message=first.message) for n in range(1, FAILURES)]]
+    stacks = [RankStack(rank=n, text=head(nasty, STACKS_BYTES // 2), log=first.log) for n in range(2)]
+    stopped = Stopped(generation=1, failures=failures, stacks=stacks)
     assert decode(encode(stopped)) == stopped
     incidents = [Incident(at=1.0, generation=g, cause="Hang", message=head(nasty, INCIDENT_BYTES)) for g in range(10)]
     start = Start(generation=1, env={"MASTER_ADDR": "10.0.0.1"}, spent=RestartCounts(), incidents=incidents)

@@ -1,8 +1,8 @@
 """STEPS steps of PAUSE seconds, without torch or a collective. The next generation goes on from the last one made.
 
 BEHAVIOUR is what goes wrong: comma-separated `rank:generation:step:act`; `*` matches any, step 0 is before the first.
-Acts: exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore. GRANDCHILD: leave a process behind.
-ARTIFACT: report one.
+Acts: exit=N, _exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore. GRANDCHILD: leave a process behind.
+ARTIFACT: report one. SAY: write six lines of it, on both streams. FLOOD_MIB: write that much.
 """
 
 import json
@@ -29,6 +29,8 @@ def misbehave(step: int) -> None:
         match name:
             case "exit":
                 sys.exit(int(value))
+            case "_exit":
+                os._exit(int(value))
             case "raise":
                 raise ValueError(value)
             case "segfault":
@@ -66,6 +68,14 @@ if "GRANDCHILD" in os.environ:
     if child == 0:
         signal.pause()
     note("grandchild", pid=child)
+for number in range(6 if "SAY" in os.environ else 0):
+    print(f"{os.environ['SAY']} {number}", file=[sys.stdout, sys.stderr][number % 2])
+if "FLOOD_MIB" in os.environ:
+    for _ in range(int(os.environ["FLOOD_MIB"])):
+        sys.stdout.write("x" * 99 + "\n" + "y" * ((1 << 20) - 101) + "\n")
+    launcher = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
+    memory = Path(f"/proc/{launcher}/status").read_text().partition("VmHWM:")[2].split()[0]
+    note("flood", launcher_mib=int(memory) / 1024)
 misbehave(0)
 begin = int(Path(CHECKPOINT).read_text()) if os.path.exists(CHECKPOINT) else 0
 for step in range(begin + 1, STEPS + 1):

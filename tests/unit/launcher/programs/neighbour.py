@@ -1,0 +1,3 @@
+"""Beside the scripts: importable as it is when `python script.py` runs."""
+
+HERE = __file__
