@@ -243,8 +243,11 @@ def _admitted(job: ObservedJob, gang: Gang, now: datetime) -> Told:
 
 
 def _in_numbers(job: ObservedJob, gang: Gang, text: str) -> str:
-    """What it lacks, node by node where that is known, then `text`: the scheduler's."""
-    if job.spec is None or job.room is None:
+    """What it lacks, node by node where that is known, then `text`: the scheduler's.
+
+    Of pods that a queue admitted it is not known: their flavour says too which nodes they may use.
+    """
+    if job.spec is None or job.room is None or any(names.LABEL_WORKLOAD in pod.labels for pod in gang.pods):
         return text
     if job.room.unknown:
         return f"{text} (what is free on which node is not shown: {job.room.unknown})"

@@ -20,6 +20,9 @@ JOB = a_job().spec(
     scheduling={"startDeadlineSeconds": 300},
 )
 
+COMMAND = JOB.spec(recipe=None, command=["torchrun", "train.py"])
+KINDS = pytest.mark.parametrize("job", [JOB.manifest, COMMAND.manifest], ids=["a recipe", "a command"])
+
 
 @dataclass(frozen=True)
 class Happens:
@@ -33,7 +36,8 @@ Story = list[Happens]
 
 
 def _steps(world: World, index: int) -> None:
-    if 0 in _indexes(world) and world.pod(0).get("status", {}).get("phase") == "Running":
+    launched = "command" not in world.job["spec"]
+    if launched and 0 in _indexes(world) and world.pod(0).get("status", {}).get("phase") == "Running":
         step = 10 + int((world.now - NOON).total_seconds())
         world.tells(a_progress().with_(totalSteps=0).training(step, first_step_at=world.now))
 
@@ -196,11 +200,12 @@ def check(world: World) -> None:
         assert (world.names("PodGroup"), status["nodes"]["summary"][:2]) == ([], "0/")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@KINDS
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=10))
 @example([Happens("all start"), Happens("it is gone", 1), Happens("it is gone", 2), Happens("all start")])
-def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(story: Story) -> None:
-    world = brought_to_its_end(told(World(job=JOB.manifest), story))
+def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(job: Manifest, story: Story) -> None:
+    world = brought_to_its_end(told(World(job=job), story))
     check(world)
     assert world.status["finished"] == "True"
     assert world.running() == []
@@ -212,13 +217,14 @@ def test_every_story_has_an_end_after_which_nothing_runs_and_nothing_is_written(
     assert len(world.writes) == writes
 
 
+@KINDS
 @pytest.mark.parametrize("every", [1, 2, 3])
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(HAPPENINGS, max_size=8))
 @example([Happens("it ends well", 0), Happens("it is suspended")])
-def test_a_controller_that_dies_after_any_write_comes_to_the_same_end(every: int, story: Story) -> None:
-    reference = told(World(job=JOB.manifest), story)
-    dying = Dying(job=JOB.manifest)
+def test_a_controller_that_dies_after_any_write_comes_to_the_same_end(job: Manifest, every: int, story: Story) -> None:
+    reference = told(World(job=job), story)
+    dying = Dying(job=job)
     dying.every = every
     assert told(dying, story).end_state() == reference.end_state()
 

@@ -15,6 +15,7 @@ from bigmodel.controller.job.failure import Cause, Fault, Loss
 from bigmodel.controller.job.observe import Complaint, Room
 from tests.builders import NOON, a_job, a_last_word, pod_name, time_text
 from tests.unit.controller.job.test_capacity import TWO, a_pod
+from tests.unit.controller.job.test_kueue import queued
 from tests.unit.controller.job.world import World, training_world
 
 SCHEDULER = "0/2 nodes are available: 1 Insufficient nvidia.com/gpu."
@@ -68,6 +69,17 @@ def test_where_nodes_may_not_be_read_the_schedulers_text_stays_and_what_is_missi
 def test_where_the_numbers_say_that_it_fits_the_scheduler_has_the_word() -> None:
     world = gpu_world(room=a_room())
     world.group_says("False", "Unschedulable", SCHEDULER).settle()
+    assert "needs" not in world.message("Admitted")
+    assert SCHEDULER in world.message("Admitted")
+
+
+def test_of_a_gang_that_a_queue_admitted_only_the_scheduler_speaks() -> None:
+    """A32: the flavour, too, says which nodes it may use."""
+    world, kueue = queued()
+    kueue.admits()
+    world.settle().bind(0).unplaced(1, SCHEDULER)
+    world.room = a_room(a_pod("gpu-1", gpu="8"), a_pod("gpu-2", gpu="8"))
+    world.settle()
     assert "needs" not in world.message("Admitted")
     assert SCHEDULER in world.message("Admitted")
 
