@@ -358,6 +358,8 @@ class Coordinator:
             self.phase = Phase.SAVING
             self._overriding = leaving
             return self._to_all(Save(leave=True))
+        if self.phase is Phase.SAVING:  # as it was told already
+            return self._advance(now)
         return self._end_generation(leaving) + self._advance(now)
 
     # Generations

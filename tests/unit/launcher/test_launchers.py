@@ -366,6 +366,66 @@ def test_a_rank_that_saves_on_the_notice_has_its_time(gang: MakeGang) -> None:
     assert pods[0].process.poll() is None
 
 
+def test_a_pod_told_to_stop_loses_no_step_and_costs_nothing(gang: MakeGang) -> None:
+    """A16, C27: all ranks save and leave, its launcher too; the others wait for its successor, then go on."""
+    it = gang(a_run(budgets={"max_restarts": 0}), STEPS=150, PAUSE=0.02, ON_SIGTERM="notice")
+    first, second = it.start()
+    it.wait_for_step(5, generation=1)
+    second.process.terminate()
+    assert second.exit_code() == 143
+    saved = {e["rank"]: e["step"] for e in it.diary("saved")}
+    assert sorted(saved) == [0, 1]
+    word = second.last_word
+    assert (word.reason, word.checkpoint.step) == ("Terminated", saved[0])
+    assert first.process.poll() is None
+    assert not [e for e in it.diary("start") if e["generation"] == 2]
+    assert first.progress.checkpoint.step == saved[0]
+    (successor,) = it.start(1, incarnation=1)
+    assert [first.exit_code(), successor.exit_code()] == [0, 0]
+    for rank in (0, 1):
+        steps = [e["step"] for e in it.diary("step") if e["rank"] == rank]
+        assert steps == list(range(1, 151))
+    word = first.last_word
+    assert (word.generation, word.program_restarts, word.hang_restarts) == (2, 0, 0)
+    assert word.progress.ledger.lost_seconds == word.progress.ledger.recovering_seconds == 0
+    assert [(i.cause, i.resumed_from_step) for i in word.progress.incidents] == [("Terminated", saved[0])]
+    assert_no_overlap(it)
+
+
+def test_a_suspended_gang_saves_and_every_last_word_names_the_checkpoint(gang: MakeGang) -> None:
+    """A29: every pod is told to stop at once; index 0 goes last."""
+    it = gang(a_run(nodes=3, processes_per_node=2), STEPS=10_000, PAUSE=0.02, ON_SIGTERM="notice")
+    pods = it.start()
+    it.wait_for_step(5, generation=1)
+    for pod in pods:
+        pod.process.terminate()
+    assert [pod.exit_code() for pod in pods] == [143] * 3
+    assert sorted(e["rank"] for e in it.diary("saved")) == list(range(6))
+    (step,) = [e["step"] for e in it.diary("saved") if e["rank"] == 0]
+    assert [(pod.last_word.reason, pod.last_word.checkpoint.step) for pod in pods] == [("Terminated", step)] * 3
+    assert pods[0].last_word.program_restarts == 0
+    first, *others = [pod.termination_log.stat().st_mtime_ns for pod in pods]
+    assert first >= max(others)
+    assert_gone(it)
+
+
+def test_a_gang_of_twelve_pods_heals_and_loses_a_pod(gang: MakeGang) -> None:
+    it = gang(a_run(nodes=12, processes_per_node=2), STEPS=400, PAUSE=0.05, BIGMODEL_PRELOAD=1)
+    pods = it.start()
+    it.wait_for_step(3, generation=1, timeout=120)
+    assert {e["rank"]: e["env"]["GROUP_RANK"] for e in it.diary("start")} == {r: str(r // 2) for r in range(24)}
+    killed_at = it.kill_rank(21)
+    print(f"12 pods: kill → step of all ranks: {it.wait_for_step(1, 2, timeout=120) - killed_at:.3f} s")
+    pods[11].kill()
+    (successor,) = it.start(11, incarnation=1)
+    it.wait_for_step(1, generation=3, timeout=120)
+    for pod in (*pods[:11], successor):
+        pod.process.terminate()
+    assert {pod.exit_code(120) for pod in (*pods[:11], successor)} == {143}
+    assert pods[0].last_word.program_restarts == 1
+    assert_no_overlap(it)
+
+
 def test_a_rank_that_ignores_the_notice_is_killed_before_the_grace_period_ends(gang: MakeGang) -> None:
     it = gang(a_run(termination_grace_seconds=2), STEPS=10_000, ON_SIGTERM="ignore")
     pods = it.start()

@@ -1,7 +1,8 @@
 """STEPS steps of PAUSE seconds, without torch or a collective. The next generation goes on from the last one made.
 
 BEHAVIOUR is what goes wrong: comma-separated `rank:generation:step:act`; `*` matches any, step 0 is before the first.
-Acts: exit=N, _exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore. GRANDCHILD: leave a process behind.
+Acts: exit=N, _exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore | notice (obey the file).
+GRANDCHILD: leave a process behind.
 ARTIFACT: report one. SAY: write six lines of it, on both streams. FLOOD_MIB: write that much.
 """
 
@@ -47,6 +48,21 @@ def notice() -> None:
     if path.exists() and (request := json.loads(path.read_text()))["request"] > noticed:
         noticed = request["request"]
         note("notice", notice=request)
+        if request["leave"] and os.environ.get("ON_SIGTERM") == "notice":
+            leave_at(step - 1)
+
+
+def leave_at(step: int) -> None:
+    """Rank 0 saves for all; real ranks agree on the step in a collective."""
+    note("saved", step=step)
+    if RANK == 0:
+        digest = "sha256:" + "1" * 64
+        report(
+            "Checkpointing",
+            step,
+            checkpoint={"step": step, "uri": "file:///c", "digest": digest, "savedAt": time.time()},
+        )
+    sys.exit(143)
 
 
 def save_and_leave(*_: object) -> None:
@@ -61,7 +77,7 @@ report("Starting")
 match os.environ.get("ON_SIGTERM"):
     case "save":
         signal.signal(signal.SIGTERM, save_and_leave)
-    case "ignore":
+    case "ignore" | "notice":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "GRANDCHILD" in os.environ:
     child = os.fork()
