@@ -169,17 +169,15 @@ def placed_by_affinity(key: str) -> str:
 
 def unschedulable(text: str) -> str:
     return cut(
-        f"The gang does not fit and holds no node: {_quoted(text)}. It starts by itself once there is room; ask for "
-        "less "
-        "in spec.resources or spec.nodes, or add nodes."
+        f"The gang does not fit and holds no node: {_quoted(text, 600).rstrip('.')}. It starts by itself once there "
+        "is room; ask for less in spec.resources or spec.nodes, or add nodes."
     )
 
 
 def unschedulable_alone(text: str, release_seconds: int) -> str:
     return cut(
-        f"Not all pods fit: {_quoted(text)}. What was placed is released {duration(release_seconds)} after it was "
-        "created, "
-        "and tried again; ask for less in spec.resources or spec.nodes, or add nodes."
+        f"Not all pods fit: {_quoted(text, 600).rstrip('.')}. What was placed is released "
+        f"{duration(release_seconds)} after it was created, and tried again; ask for less in spec.resources or spec.nodes, or add nodes."
     )
 
 
