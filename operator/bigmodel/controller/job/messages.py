@@ -177,7 +177,8 @@ def unschedulable(text: str) -> str:
 def unschedulable_alone(text: str, release_seconds: int) -> str:
     return cut(
         f"Not all pods fit: {_quoted(text, 600).rstrip('.')}. What was placed is released "
-        f"{duration(release_seconds)} after it was created, and tried again; ask for less in spec.resources or spec.nodes, or add nodes."
+        f"{duration(release_seconds)} after it was created, and tried again; ask for less in spec.resources or "
+        "spec.nodes, or add nodes."
     )
 
 
