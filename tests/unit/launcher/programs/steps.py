@@ -87,11 +87,12 @@ if "GRANDCHILD" in os.environ:
 for number in range(6 if "SAY" in os.environ else 0):
     print(f"{os.environ['SAY']} {number}", file=[sys.stdout, sys.stderr][number % 2])
 if "FLOOD_MIB" in os.environ:
+    began = time.monotonic()
     for _ in range(int(os.environ["FLOOD_MIB"])):
         sys.stdout.write("x" * 99 + "\n" + "y" * ((1 << 20) - 101) + "\n")
     launcher = Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
     memory = Path(f"/proc/{launcher}/status").read_text().partition("VmHWM:")[2].split()[0]
-    note("flood", launcher_mib=int(memory) / 1024)
+    note("flood", launcher_mib=int(memory) / 1024, seconds=time.monotonic() - began)
 misbehave(0)
 begin = int(Path(CHECKPOINT).read_text()) if os.path.exists(CHECKPOINT) else 0
 for step in range(begin + 1, STEPS + 1):
