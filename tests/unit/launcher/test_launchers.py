@@ -322,6 +322,30 @@ def test_a_hang_is_noticed_and_its_suspect_named(gang: MakeGang, how: str) -> No
     assert_no_overlap(it)
 
 
+def test_a_hang_before_the_first_step_is_noticed(gang: MakeGang) -> None:
+    """A21, C26: after startDeadlineSeconds, where a step has no limit yet."""
+    budgets = {"hang_timeout_seconds": 2, "max_restarts": 0}
+    it = gang(a_run(budgets=budgets, start_deadline_seconds=3), BEHAVIOUR="1:1:0:stall", STEPS=10_000)
+    pods = it.start()
+    it.wait_for_step(1, generation=2)
+    (incident,) = pods[0].progress.incidents
+    assert (incident.cause, incident.rank) == ("Hang", 1)
+    assert "did not get to its first step" in incident.message
+    assert "steps.py" in incident.message  # where it was
+    assert pods[0].progress.hang_restarts == 1
+
+
+def test_who_stays_behind_alone_ends_after_the_start_deadline(gang: MakeGang) -> None:
+    """A21: a member that index 0 never came back for, and an index 0 that found nobody; by no fault of the program."""
+    it = gang(a_run(start_deadline_seconds=2), STEPS=10_000)
+    first, second = it.start()
+    it.wait_for_step(2, generation=1)
+    first.kill()
+    assert (second.exit_code(), second.last_word.reason) == (75, "CoordinatorLost")
+    (successor,) = it.start(0, incarnation=1)
+    assert (successor.exit_code(), successor.last_word.reason) == (75, "MembersLost")
+
+
 def test_hangs_have_a_budget_of_their_own(gang: MakeGang) -> None:
     it = gang(a_run(budgets={"hang_timeout_seconds": 2, "max_hang_restarts": 0}), BEHAVIOUR="1:*:3:hang", STEPS=10_000)
     pods = it.start()
@@ -406,6 +430,23 @@ def test_a_suspended_gang_saves_and_every_last_word_names_the_checkpoint(gang: M
     assert pods[0].last_word.program_restarts == 0
     first, *others = [pod.termination_log.stat().st_mtime_ns for pod in pods]
     assert first >= max(others)
+    assert_gone(it)
+
+
+def test_a_rank_that_starts_after_the_others_were_told_to_leave_is_told_too(gang: MakeGang) -> None:
+    """C27: it would train on alone, and hold up the gang until the grace period is over."""
+    programs = Path(__file__).parent / "programs"
+    operator = Path(__file__).parents[3] / "operator"
+    run = a_run(script=None, recipe={"name": "mlp"}, termination_grace_seconds=3600)
+    it = gang(run, STEPS=10_000, PYTHONPATH=f"{programs}:{operator}", STAND_IN_FOR_TRAINER="slow")
+    pods = it.start()
+    it.wait_for_step(2, generation=1)
+    server = int(Path(f"/proc/{it.rank_pid(1)}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)  # the next one takes a while
+    it.wait_for("the next generation", lambda: "generation 2: starting" in pods[1].log)
+    for pod in pods:
+        pod.process.terminate()
+    assert [pod.exit_code() for pod in pods] == [143, 143]
     assert_gone(it)
 
 

@@ -25,8 +25,9 @@ GANG_ENDED = {
     "UnequalNodes": Reason.UNEQUAL_NODES,
     "NoArtifact": Reason.ARTIFACT_MISSING,
 }
-# It left by no fault of the program: told to stop, replaced, or with ranks that the kernel would not let go.
-LEFT = ("Terminated", "Fenced", "NotReaped")
+# It left by no fault of the program: told to stop, replaced, with ranks that the kernel would not let go, or because it
+# did not find the others any more.
+LEFT = ("Terminated", "Fenced", "NotReaped", "CoordinatorLost", "MembersLost")
 
 CRASHES_IN_A_ROW = 3
 # A command tells no steps: a gang that ran for so long counts as one that made some.
@@ -59,6 +60,7 @@ class Cause(StrEnum):
     DELETED = "Deleted"
     VANISHED = "Vanished"
     NOT_REAPED = "NotReaped"
+    LEFT_ALONE = "LeftAlone"
     REJECTED_BY_NODE = "RejectedByNode"
     # Of a whole attempt
     NEVER_STARTED = "NeverStarted"
@@ -128,6 +130,8 @@ def _failed(pod: ObservedPod, memory_limit: str | None) -> Loss:
             return _program(pod, Cause.POD_FAILED, _said(pod, word))
         if word.reason == "NotReaped":
             return _infrastructure(pod, Cause.NOT_REAPED, "could not end its processes; its node is suspect")
+        if word.reason in ("CoordinatorLost", "MembersLost"):
+            return _infrastructure(pod, Cause.LEFT_ALONE, "did not find the other pods of its gang any more")
         cause, how = _disruption(pod)
         return _infrastructure(pod, cause, how)
     if pod.ended is not None and pod.ended.reason == "OOMKilled":

@@ -123,6 +123,10 @@ LOST = {
         lambda w: w.ends(1, 75, a_last_word(1, exit_code=75, reason="NotReaped")),
         "NotReaped",
     ),
+    "its launcher lost index 0 for good": (
+        lambda w: w.ends(1, 75, a_last_word(1, exit_code=75, reason="CoordinatorLost")),
+        "LeftAlone",
+    ),
 }  # fmt: skip
 
 

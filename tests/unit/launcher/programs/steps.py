@@ -1,9 +1,9 @@
 """STEPS steps of PAUSE seconds, without torch or a collective. The next generation goes on from the last one made.
 
 BEHAVIOUR is what goes wrong: comma-separated `rank:generation:step:act`; `*` matches any, step 0 is before the first.
-Acts: exit=N, _exit=N, raise=TEXT, segfault, hang. ON_SIGTERM: save | ignore | notice (obey the file).
-GRANDCHILD: leave a process behind.
-ARTIFACT: report one. SAY: write six lines of it, on both streams. FLOOD_MIB: write that much.
+Acts: exit=N, _exit=N, raise=TEXT, segfault, hang, stall (without a word).
+ON_SIGTERM: save | ignore | notice (obey the file). GRANDCHILD: leave a process behind. ARTIFACT: report one.
+SAY: write six lines of it, on both streams. FLOOD_MIB: write that much.
 """
 
 import json
@@ -36,8 +36,9 @@ def misbehave(step: int) -> None:
                 raise ValueError(value)
             case "segfault":
                 os.kill(os.getpid(), signal.SIGSEGV)
-            case "hang":
-                report("Training", step, inCollective=False)
+            case "hang" | "stall":
+                if name == "hang":
+                    report("Training", step, inCollective=False)
                 time.sleep(3600)
 
 
