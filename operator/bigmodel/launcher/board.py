@@ -144,6 +144,11 @@ class Board:
         self._track.reached(hello.step, now - hello.parted_seconds)
 
     @property
+    def made_a_step(self) -> bool:
+        """In this generation."""
+        return self._made_a_step
+
+    @property
     def furthest(self) -> int:
         """Step of any rank: how far the attempt came before it was last stopped, or is by now."""
         return self._track.furthest

@@ -354,7 +354,8 @@ class Coordinator:
         self._untold.discard(index)
         self.seats[index].leaving = True
         leaving = Failure(Cause.LEAVING, now, index, EXIT_TERMINATED, f"the pod of index {index} was told to stop")
-        if self.phase is Phase.RUNNING:
+        # A recipe that made no step has nothing to save, and its ranks read no notice yet.
+        if self.phase is Phase.RUNNING and (self.board.made_a_step or not self.gang.artifact_promised):
             self.phase = Phase.SAVING
             self._overriding = leaving
             return self._to_all(Save(leave=True))

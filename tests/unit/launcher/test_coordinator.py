@@ -422,6 +422,17 @@ def test_a_pod_that_is_told_to_stop_is_let_go_when_all_have_saved() -> None:
     assert it.coordinator.progress().program_restarts == 0
 
 
+def test_before_the_first_step_of_a_recipe_there_is_nothing_to_save() -> None:
+    """A16: a rank that still starts does not hear of notices, and may wait for one that has left."""
+    it = Trial(artifact_promised=True, budgets={"max_restarts": 0}).running()
+    it.hear(0, beat(0, 0, phase=RunPhase.STARTING))
+    assert to(0, Stop(generation=1)) in it.hear(1, Leaving())
+    assert it.stop_all()[-1] == to(1, Exit(code=143, reason="Terminated"))
+    it = Trial(artifact_promised=True).running()
+    it.hear(0, beat(0, 1))
+    assert it.hear(1, Leaving()) == [to(0, Save(leave=True)), to(1, Save(leave=True))]
+
+
 def test_when_all_pods_are_told_to_stop_index_0_is_let_go_last() -> None:
     it = Trial().running()
     it.hear(0, Leaving())
