@@ -127,9 +127,9 @@ class Provenance(Model):
     attempt: int
     step: Annotated[int, Field(ge=0)]  # update whose parameters these are
     image: Text
-    code: Digest  # of the trainer's own source files
-    data: LongText  # URI
-    data_digest: Digest
+    code: Digest  # of the source files: the trainer's own, and the script's where there is one
+    data: LongText | None = None  # URI; None where a script reads what it likes
+    data_digest: Digest | None = None
     frameworks: dict[str, str]  # name → version
     recipe: dict[str, Any] = Field(default_factory=dict)  # spec.recipe as run
 

@@ -17,5 +17,9 @@ class NonFiniteStep(Exception):
     """The loss or the gradient of a step is not a number. Raised on every rank, before any parameter changed."""
 
 
+class InvalidModel(Exception):
+    """A script publishes something that no server could take. The script must change; nothing was published."""
+
+
 class ExportMismatch(Exception):
     """The exported program does not answer what the trained model answers: nothing was published."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ def train(
             data=data,
             clip_norm=recipe.clip_norm,
             entering_collective=report.in_collective,
-            wish=saving.wish(state.step + 1),
+            wish=partial(saving.wish, state.step + 1),
         )
         state.step += 1
         if state.step % evaluate_every == 0 or state.step == total_steps:
@@ -137,13 +138,14 @@ def train_step(
     data: dist.ProcessGroup,
     clip_norm: float,
     entering_collective: Callable[[], None],
-    wish: Wish,
+    wish: Callable[[], Wish],
 ) -> StepResult:
     """Update the parameters once, from one global batch. Collective: every rank of `data` must call it.
 
     Args:   batch: this rank's micro-batches, (inputs_B…, targets_B…) on its device; all but the last only accumulate
             gradients. clip_norm: largest L2 norm of the gradient over all parameters, 0 for no limit.
-            wish: of this rank; travels with the loss, so that asking for a checkpoint costs no collective of its own.
+            wish: of this rank, asked as late as can be; it travels with the loss, so that asking for a checkpoint costs
+            no collective of its own.
     Raises: NonFiniteStep on every rank, before any parameter changed.
     Source: clipping by norm, Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
@@ -162,7 +164,7 @@ def train_step(
                 entering_collective()
             scaled.backward()  # type: ignore[no-untyped-call]
         loss_sum = loss_sum + losses.detach().sum().to("cpu", torch.float64)
-    global_sum, agreed = _vote(float(loss_sum), wish, state.step, data)
+    global_sum, agreed = _vote(float(loss_sum), wish(), state.step, data)
     gradient_norm = None
     if clip_norm > 0:
         gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm))

@@ -30,11 +30,9 @@ from bigmodel.trainer.publish import publish_model
 from bigmodel.trainer.recipes import mlp
 from bigmodel.trainer.recipes.task import Task
 from bigmodel.trainer.report import Reporter
-from bigmodel.trainer.saving import Saving
+from bigmodel.trainer.saving import Saving, failures_of
 
 log = logging.getLogger(__name__)
-
-GENERATIONS_OF_A_LIFE = 10_000  # each life of index 0 numbers them from its own multiple on
 
 RECIPES: dict[str, Callable[[Recipe, datasets.Dataset], Task]] = {"mlp": mlp.build}
 
@@ -100,7 +98,6 @@ def saving_of(
     run: TrainingRun, group: dist.ProcessGroup, store: Store, report: Reporter, environ: Mapping[str, str]
 ) -> Saving:
     """The checkpoints of a run, as its spec and its launcher want them."""
-    spent = run.budgets.spent
     return Saving(
         Checkpoints(
             store,
@@ -110,11 +107,7 @@ def saving_of(
             report.generation if ENV_GENERATION in environ else None,
             run.checkpoint.keep,
         ),
-        # Every attempt after the first and every generation after an attempt's first began with a failure.
-        Cadence(
-            run.checkpoint,
-            failures=spent.program + spent.hang + run.attempt - 1 + report.generation % GENERATIONS_OF_A_LIFE - 1,
-        ),
+        Cadence(run.checkpoint, failures=failures_of(run, report.generation)),
         notices_of(environ),
         report,
         time.monotonic,

@@ -59,7 +59,7 @@ def process_group(rank: Rank, device: torch.device, timeout_seconds: int, enviro
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         timeout=timedelta(seconds=timeout_seconds),
         device_id=device if device.type == "cuda" else None,
-        **({} if "MASTER_ADDR" in environ else alone),
+        **({} if {"MASTER_ADDR", "RANK"} <= environ.keys() else alone),
     )
     yield
     # Not in a finally: after a failure a peer may be gone, and taking the group down would wait for it. The process

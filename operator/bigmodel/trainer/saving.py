@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bigmodel.api.progress import RunPhase
+from bigmodel.api.run import TrainingRun
 from bigmodel.trainer.checkpoint.cadence import Cadence
 from bigmodel.trainer.checkpoint.checkpoints import Checkpoints
 from bigmodel.trainer.checkpoint.errors import SaveFailed
@@ -12,6 +13,7 @@ from bigmodel.trainer.checkpoint.state import State
 from bigmodel.trainer.notices import Notices
 from bigmodel.trainer.report import Reporter
 
+GENERATIONS_OF_A_LIFE = 10_000  # each life of index 0 numbers them from a multiple of its own
 EXIT_LEFT = 143  # 128 + SIGTERM: told to leave, and left in order
 
 log = logging.getLogger(__name__)
@@ -23,6 +25,14 @@ class Wish:
 
     save: bool = False
     leave: bool = False
+
+
+def failures_of(run: TrainingRun | None, generation: int) -> int:
+    """How often this job failed, as far as a rank can know: every attempt and generation but the first came of it."""
+    if run is None:
+        return 0
+    spent = run.budgets.spent
+    return spent.program + spent.hang + run.attempt - 1 + max(0, generation % GENERATIONS_OF_A_LIFE - 1)
 
 
 class Saving:
