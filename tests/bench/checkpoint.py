@@ -44,11 +44,8 @@ def rank_main(rank: int, directory: Path, megabytes: int, saves: int) -> None:
         torch.save({name: tensor.to_local() for name, tensor in state.items()}, directory / f"torch-{rank}-{step % 3}")
 
     def by_dcp(step: int) -> None:
-        state_dict_saver.save(
-            dict(state),
-            storage_writer=FileSystemWriter(directory / f"dcp-{step % 3}", overwrite=True),
-            process_group=group,
-        )
+        writer = FileSystemWriter(directory / f"dcp-{step % 3}", overwrite=True)
+        state_dict_saver.save(dict(state), storage_writer=writer, process_group=group)
 
     def by_us(step: int) -> None:
         saved.save({"state": state}, step, 0.0)

@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[nn.Module, tuple[Tensor, ...], str]] = {
     "more inputs than arguments": (
         nn.Linear(3, 1),
         (torch.ones(2, 3),) * 2,
-        r"\(2, 3\), \(2, 3\) for forward\(input\)",
+        r"\(2, 3\), \(2, 3\) for forward\(in",
     ),
     "no sample": (nn.Linear(3, 1), (torch.ones(0, 3),), r"\(0, 3\)"),
     "an answer for all samples at once": (Answering(lambda x: x.sum()), (torch.ones(2, 3),), "output of the model is"),
