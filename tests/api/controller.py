@@ -25,6 +25,7 @@ from bigmodel.controller.kube.client import Client
 from bigmodel.controller.kube.reflector import Reflector
 from bigmodel.controller.settings import Settings
 from bigmodel.controller.workqueue import WorkQueue
+from tests.builders import SETTINGS
 from tests.cluster import api_server
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ class ControllerProcess:
     def __init__(self, folder: Path, kubeconfig: Path, name: str, watch_namespaces: tuple[str, ...] = ()) -> None:
         self.health_port, self.metrics_port = api_server.free_ports(2)
         settings = {
-            "images": {"trainer": "trainer:test", "server": "server:test", "triton": "triton:test"},
+            "images": SETTINGS.images.wire(),
             "store": {"s3": {"bucket": "models", "endpoint": "http://s3.test", "secretName": "s3-login"}},
             "watchNamespaces": list(watch_namespaces),
             "healthPort": self.health_port,
@@ -106,7 +107,11 @@ class ControllerProcess:
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bigmodel.controller", "--settings", str(path), "--kubeconfig", str(kubeconfig)],
-                env={**os.environ, "PYTHONPATH": str(ROOT / "operator"), "POD_NAMESPACE": "default"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT / "operator"),
+                    "POD_NAMESPACE": next(iter(watch_namespaces), "default"),
+                },
                 stderr=log,
             )
 

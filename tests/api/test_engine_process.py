@@ -137,6 +137,7 @@ class TestOneController:
     def test_the_watch_of_our_kinds_is_started_again_in_the_same_process(
         self, plane: Plane, one: ControllerProcess
     ) -> None:
+        """C14, C35: the CRD is deleted and made again."""
         plane.new_job("before")
         until(lambda: plane.pods_of("before") == 2, "works")
         plane.kubectl("delete", "crd", "bigmodeljobs.bigmodel.io", "--timeout=30s")
@@ -161,6 +162,7 @@ def test_with_namespaces_it_touches_no_other(plane: Plane) -> None:
 
 
 def test_a_killed_leader_is_replaced_and_its_successor_goes_on(plane: Plane) -> None:
+    """C22."""
     with plane.controllers(2) as both:
         until(lambda: all(one.get("/readyz")[0] == 200 for one in both), "both are ready")
         leader = leader_of(both)
@@ -176,6 +178,7 @@ def test_a_killed_leader_is_replaced_and_its_successor_goes_on(plane: Plane) -> 
 
 
 def test_told_to_stop_it_ends_in_order_and_the_successor_need_not_wait_for_the_lease(plane: Plane) -> None:
+    """C3, C23."""
     with plane.controllers(2) as both:
         leader = leader_of(both)
         (standby,) = (one for one in both if one is not leader)

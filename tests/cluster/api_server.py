@@ -22,10 +22,57 @@ from tests.cluster.control_plane import apiserver_command, etcd_command
 ADDRESS = "127.0.0.1"
 
 
+class ControlPlane:
+    """etcd and kube-apiserver, each of which can be killed and started again; what etcd holds stays."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = build_programs()
+        etcd_port, peer_port, api_port = free_ports(3)
+        certificates = folder / "certificates"
+        server = f"https://{ADDRESS}:{api_port}"
+        issue_all(certificates, server, [ADDRESS, "localhost"], nodes={})
+        self.kubeconfig = certificates / "admin.kubeconfig"
+        self._folder = folder
+        self._client = Client(server, certificates)
+        self._running: dict[str, tuple[ExitStack, subprocess.Popen[bytes]]] = {}
+        self._commands = {
+            "etcd": etcd_command(programs, folder / "etcd", etcd_port, peer_port),
+            "kube-apiserver": [
+                *apiserver_command(programs, certificates, etcd_port, ADDRESS, api_port),
+                "--endpoint-reconciler-type=none",  # loopback may not be the endpoint of a Service
+                "--disable-admission-plugins=ServiceAccount",  # nobody would make the account that it insists on
+            ],
+        }
+
+    def start(self, name: str) -> None:
+        stack = ExitStack()
+        self._running[name] = stack, stack.enter_context(bound_to_us(self._commands[name], self._log(name)))
+
+    def kill(self, name: str) -> None:
+        if name in self._running:
+            self._running.pop(name)[0].close()
+
+    def wait(self) -> None:
+        """Until the API server is ready. Raises SystemExit: not in 30 s; the message has the end of the log."""
+
+        def log_end() -> str:
+            return "\n".join(self._log("kube-apiserver").read_text(errors="replace").splitlines()[-15:])
+
+        def ready() -> bool:
+            process = self._running["kube-apiserver"][1]
+            if process.poll() is not None:
+                raise SystemExit(f"kube-apiserver ended with {process.returncode}:\n{log_end()}")
+            return self._client.ready()
+
+        wait_until("API server ready", ready, 30, log_end)
+
+    def _log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+
 @contextmanager
-def api_server() -> Iterator[Path]:
-    """Start etcd and the API server; yields the path of an administrator's kubeconfig (a folder of its own, deleted at
-    the end).
+def control_plane() -> Iterator[ControlPlane]:
+    """Both run and are ready, with a folder of their own that is deleted at the end.
 
     Call it from the main thread: the kernel kills both as soon as the *thread* that started them ends, so that nothing
     is left even of a killed test run.
@@ -33,34 +80,23 @@ def api_server() -> Iterator[Path]:
     Raises:
         SystemExit: not ready in 30 s; the message has the end of the log.
     """
-    programs = build_programs()
-    with tempfile.TemporaryDirectory(prefix="bigmodel-api-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
-        etcd_port, peer_port, api_port = free_ports(3)
-        certificates = folder / "certificates"
-        server = f"https://{ADDRESS}:{api_port}"
-        issue_all(certificates, server, [ADDRESS, "localhost"], nodes={})
-        stack.enter_context(
-            bound_to_us(etcd_command(programs, folder / "etcd", etcd_port, peer_port), folder / "etcd.log")
-        )
-        command = [
-            *apiserver_command(programs, certificates, etcd_port, ADDRESS, api_port),
-            "--endpoint-reconciler-type=none",  # loopback may not be the endpoint of a Service
-            "--disable-admission-plugins=ServiceAccount",  # nobody would make the account that it insists on
-        ]
-        process = stack.enter_context(bound_to_us(command, folder / "kube-apiserver.log"))
-        client = Client(server, certificates)
+    with tempfile.TemporaryDirectory(prefix="bigmodel-api-") as temporary:
+        plane = ControlPlane(Path(temporary))
+        try:
+            plane.start("etcd")
+            plane.start("kube-apiserver")
+            plane.wait()
+            yield plane
+        finally:
+            plane.kill("kube-apiserver")
+            plane.kill("etcd")
 
-        def log_end() -> str:
-            return "\n".join((folder / "kube-apiserver.log").read_text(errors="replace").splitlines()[-15:])
 
-        def ready() -> bool:
-            if process.poll() is not None:
-                raise SystemExit(f"kube-apiserver ended with {process.returncode}:\n{log_end()}")
-            return client.ready()
-
-        wait_until("API server ready", ready, 30, log_end)
-        yield certificates / "admin.kubeconfig"
+@contextmanager
+def api_server() -> Iterator[Path]:
+    """The path of an administrator's kubeconfig of a control plane that lasts as long as the block."""
+    with control_plane() as plane:
+        yield plane.kubeconfig
 
 
 def free_ports(count: int) -> list[int]:

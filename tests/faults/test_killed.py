@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.api.controller import ControllerProcess
 from tests.api.kubectl import Kubectl
 from tests.faults.proxy import Call, Exchange, Fault, Rule, proxied
-from tests.faults.scenario import SCENARIOS, Stage, differences, lived, stage_for
+from tests.faults.scenario import COMPLETES, SCENARIOS, Stage, differences, lived, stage_for
 
 AT_ONCE = 8
-SAMPLED = 11  # of the pairs of write and position, every 11th: each position in turn
+SAMPLED = 17  # of the pairs of write and position, every 17th: each position in turn
 POSITIONS = ("before it is sent", "before the answer", "after the answer")
 
 # What a kill cuts off is meant to be cut off.
@@ -52,7 +53,7 @@ def kills(stage: Stage, position: str) -> Fault:
 
 
 def _writes(call: Call) -> bool:
-    return call.writes
+    return call.writes and call.resource != "leases"
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -84,3 +85,51 @@ async def test_killed_at_any_write_its_successor_comes_to_the_same_end(
         for text in texts
     ]
     assert not problems, f"{len(problems)} of {len(cases)}:\n" + "\n".join(problems)
+
+
+class Process:
+    """The controller as the process that it is, under SIGKILL; it is started again like its container."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self._stage, self._folder = stage, folder
+        self._now: ControllerProcess | None = None
+
+    def start(self) -> None:
+        kubeconfig = self._stage.door.kubeconfig(self._folder)
+        name = f"life-{self._stage.lives}"
+        self._now = ControllerProcess(self._folder, kubeconfig, name, (self._stage.namespace,))
+
+    def dies(self) -> None:
+        assert self._now is not None
+        self._now.process.kill()
+
+    async def kill(self) -> None:
+        assert self._now is not None
+        self._now.kill()
+
+
+async def test_the_process_killed_at_its_writes_comes_to_the_same_end(
+    api_server: Path, kubectl: Kubectl, tmp_path: Path, full: bool
+) -> None:
+    """C1, C2, with kopf, a Lease and SIGKILL: at three writes of one life, each of another position."""
+    async with proxied(api_server) as proxy:
+        async with stage_for(COMPLETES, api_server, kubectl, proxy) as stage:
+            reference = await lived(stage, COMPLETES)
+        async with stage_for(COMPLETES, api_server, kubectl, proxy) as stage:
+            await stage.place.controller.kill()
+            stage.place.controller = Process(stage, tmp_path)
+            for number, position in zip((2, 8, 14), POSITIONS, strict=True) if full else [(3, POSITIONS[1])]:
+                stage.door.when(_writes, _kills_whoever_lives(stage, position), after=number, times=1)
+            stage.place.controller.start()
+            try:
+                assert differences(await lived(stage, COMPLETES), reference) == []
+                assert all(rule.done for rule in stage.door.rules)
+            finally:
+                await stage.place.controller.kill()
+
+
+def _kills_whoever_lives(stage: Stage, position: str) -> Fault:
+    async def fault(exchange: Exchange) -> web.StreamResponse:
+        return await kills(stage, position)(exchange)
+
+    return fault
