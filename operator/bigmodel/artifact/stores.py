@@ -182,6 +182,10 @@ class Bucket:
                 "Secret that store.s3.secretName names, and the rights of that key on the bucket"
             ) from error
         except obstore_exceptions.BaseError as error:
+            if "<Code>NoSuchBucket</Code>" in str(error):
+                raise ObjectNotFound(
+                    f"{self._where}: there is no such bucket; create it, or correct store.s3.bucket"
+                ) from error
             raise StoreUnreachable(
                 f"{self._where} does not answer for {key}: {_cause(error)}; check store.s3.endpoint, the "
                 "server and the network policies"

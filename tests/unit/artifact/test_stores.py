@@ -148,3 +148,8 @@ def test_a_failed_put_into_a_directory_leaves_nothing(tmp_path: Path):
         store.put("a/x", tmp_path / "missing")
     store.create("a/y", b"y")
     assert [path.name for path in (tmp_path / "store/a").iterdir()] == ["y"]
+
+
+def test_a_bucket_that_is_not_there_is_not_found_and_the_way_out_is_told(s3: S3Server):
+    with pytest.raises(ObjectNotFound, match=r"no such bucket; create it, or correct store\.s3\.bucket"):
+        open_store(s3.location("x", bucket="never-made"), WRITER).list("a")

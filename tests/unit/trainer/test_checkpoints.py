@@ -6,7 +6,7 @@ import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bigmodel.api.job import Checkpoint, Optimizer, Schedule
 from bigmodel.api.run import StoreLocation
-from bigmodel.artifact.stores import Store, StoreUnreachable, open_store
+from bigmodel.artifact.stores import ObjectNotFound, Store, StoreUnreachable, open_store
 from bigmodel.trainer.checkpoint.cadence import Cadence
 from bigmodel.trainer.checkpoint.checkpoints import Checkpoints, checkpoint_group
 from bigmodel.trainer.checkpoint.errors import CorruptCheckpoint, InvalidState, MismatchedState, SaveFailed
@@ -336,6 +336,29 @@ def test_a_store_that_does_not_answer_is_no_reason_to_begin_anew(
     life().save(a_state(10), 10, 0.0)
     with pytest.raises(StoreUnreachable):
         Checkpoints(Failing(store, operation), ROOT, group, 1, 2, 3).load(a_state())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("makes_it", [True, False], ids=["made by the first object", "refused"])
+def test_a_missing_bucket_is_found_out_before_the_training(store: Store, group: dist.ProcessGroup, makes_it: bool):
+    class Server:
+        uri = store.uri
+        made: ClassVar[list[str]] = []
+
+        def list(self, prefix: str) -> list[tuple[str, int]]:
+            raise ObjectNotFound("there is no such bucket")
+
+        def create(self, key: str, data: bytes) -> None:
+            if not makes_it:
+                raise ObjectNotFound("there is no such bucket")
+            self.made.append(key)
+
+    checkpoints = Checkpoints(Server(), ROOT, group, 1, 2, 3)  # type: ignore[arg-type]
+    if makes_it:
+        assert checkpoints.load(a_state()) is None
+        assert Server.made == [f"{ROOT}/begun.json"]
+    else:
+        with pytest.raises(ObjectNotFound):
+            checkpoints.load(a_state())
 
 
 def test_what_cannot_be_removed_stops_no_save(life: Life, store: Store):

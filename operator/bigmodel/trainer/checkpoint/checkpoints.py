@@ -19,7 +19,7 @@ from bigmodel.artifact.layout import MANIFEST, join
 from bigmodel.artifact.manifest import File
 from bigmodel.artifact.stores import AlreadyExists, ObjectNotFound, Store, StoreError
 from bigmodel.trainer.checkpoint import state as states
-from bigmodel.trainer.checkpoint.catalog import Place, read_catalog, superfluous
+from bigmodel.trainer.checkpoint.catalog import Catalog, Place, read_catalog, superfluous
 from bigmodel.trainer.checkpoint.errors import CorruptCheckpoint, SaveFailed
 from bigmodel.trainer.checkpoint.manifest import MANIFEST_BYTES, CheckpointManifest, SavedTensor, parse
 from bigmodel.trainer.checkpoint.storage import Reader, Writer
@@ -173,7 +173,13 @@ class Checkpoints:
         states.restore(state, staged, manifest.values)
 
     def _survey(self) -> tuple[list[Place], int]:
-        catalog = read_catalog(self.store, self.root)
+        try:
+            catalog = read_catalog(self.store, self.root)
+        except ObjectNotFound:
+            # There is no bucket. A server that makes one for its first object does so now; any other says no now,
+            # and not after hours of training.
+            self.store.create(f"{self.root}/begun.json", b"{}")
+            catalog = Catalog()
         used = [place.generation for place in catalog.files if place.attempt == self.attempt]
         return catalog.committed, self.generation if self.generation is not None else max(used, default=0) + 1
 
