@@ -52,12 +52,16 @@ Count = Annotated[
 
 class Data(Model):
     uri: Annotated[
-        DataUri,
+        DataUri | None,
         Field(
             description="Training data: dataset://NAME (ships with the trainer image), pvc://CLAIM/PATH "
-            "or s3://BUCKET/PATH."
+            "or s3://BUCKET/PATH. Default: the recipe's own."
         ),
-    ] = "dataset://diabetes"
+    ] = None
+    on_bad_record: Annotated[
+        Literal["fail", "skip"],
+        Field(description="A record that cannot be used: fail names it; skip counts it and takes its neighbour."),
+    ] = "fail"
 
 
 class Optimizer(Model):

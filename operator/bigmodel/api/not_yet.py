@@ -43,6 +43,7 @@ TABLE: tuple[NotYet, ...] = (
     # BigModelJob
     _only("spec.recipe.name", "mlp"),
     _only("spec.recipe.data.uri", "dataset://diabetes"),
+    _only("spec.recipe.data.onBadRecord", "fail"),
     _only("spec.recipe.loss", "mse", "mae", "huber"),
     _only("spec.recipe.precision", "fp32"),
     _only("spec.recipe.activationCheckpointing", False),

@@ -22,18 +22,17 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from bigmodel.api.job import Recipe, Target
-from bigmodel.trainer.data.order import Indices, Order, share
+from bigmodel.trainer.data.order import BatchOrder, Indices, share
 from bigmodel.trainer.errors import InvalidRecipe, NonFiniteStep
 from bigmodel.trainer.losses import Loss
 from bigmodel.trainer.process import seed_everything
-from bigmodel.trainer.recipes.task import Samples, Task
+from bigmodel.trainer.recipes.task import Rows, Task
 from bigmodel.trainer.report import Reporter
 from bigmodel.trainer.saving import Saving, Wish
 from bigmodel.trainer.schedules import factor
 
 log = logging.getLogger(__name__)
 
-EVALUATIONS = 20  # over a whole run
 EVALUATION_BATCH = 1024
 
 
@@ -79,11 +78,11 @@ def train(
             where the gang was told to leave, after a checkpoint.
     """
     rank, ranks = dist.get_rank(data), dist.get_world_size(data)
-    order = Order(len(task.train), recipe.batch_size, recipe.seed)
+    order = task.train.order(recipe.batch_size, recipe.seed)
     total_steps = planned_steps(task, recipe, order)
     check_target(recipe.target, task)
     report.total_steps = total_steps
-    evaluate_every = max(1, total_steps // EVALUATIONS)
+    evaluate_every = max(1, total_steps // task.evaluations)
     metrics: dict[str, float] = {}
     state.step = max(state.step, saving.resume(state.kept()))
     settle_buckets(task, state, device)
@@ -91,11 +90,13 @@ def train(
         # For dropout: new at each step and rank, and the same after a restart.
         seed_everything(recipe.seed, state.step, rank)
         batch = order.global_batch(state.step)
+        inputs = micro_batches(task.train, share(batch, rank, ranks), recipe.gradient_accumulation, device)
+        task.train.expect(share(order.global_batch(state.step + 1), rank, ranks))
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor(recipe.schedule, state.step, total_steps)
         result = train_step(
             state,
-            micro_batches(task.train, share(batch, rank, ranks), recipe.gradient_accumulation, device),
+            inputs,
             task.loss,
             global_samples=len(batch),
             data=data,
@@ -105,7 +106,7 @@ def train(
         )
         state.step += 1
         if state.step % evaluate_every == 0 or state.step == total_steps:
-            metrics = evaluate(state.model.module, task.validation, task.metrics, data, device)
+            metrics = evaluate(state.model.module, task, data, device)
             log.info("step %d of %d: loss %.6g, %s", state.step, total_steps, result.loss, _words(metrics))
         report.stepped(state.step, {"loss": result.loss, **metrics})
         if recipe.target is not None and reached(recipe.target, metrics):
@@ -113,7 +114,7 @@ def train(
             break
         saving.obey(result.wish, state.kept(), state.step, last=state.step == total_steps)
     # Nothing left to do for a run that was taken up after its last step: it is evaluated all the same.
-    return metrics or evaluate(state.model.module, task.validation, task.metrics, data, device)
+    return metrics or evaluate(state.model.module, task, data, device)
 
 
 def settle_buckets(task: Task, state: TrainState, device: torch.device) -> None:
@@ -195,14 +196,11 @@ def _vote(loss_sum: float, wish: Wish, step: int, data: dist.ProcessGroup) -> tu
 
 
 @torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    samples: Samples,
-    metrics: Mapping[str, Callable[[Tensor, Tensor], Tensor]],
-    data: dist.ProcessGroup,
-    device: torch.device,
-) -> dict[str, float]:
-    """Means over all `samples`, each rank evaluating its share. Collective over `data`; equal on all ranks."""
+def evaluate(model: nn.Module, task: Task, data: dist.ProcessGroup, device: torch.device) -> dict[str, float]:
+    """The task's metrics over all validation samples, each rank evaluating its share. Collective over `data`; equal on
+    all ranks.
+    """
+    samples, metrics = task.validation, task.metrics
     model.eval()
     mine = share(np.arange(len(samples)), dist.get_rank(data), dist.get_world_size(data))
     sums = torch.zeros(len(metrics), dtype=torch.float64)
@@ -211,22 +209,22 @@ def evaluate(
         outputs = model(inputs)
         sums += torch.stack([metric(outputs, targets).sum().double() for metric in metrics.values()]).cpu()
     dist.all_reduce(sums, group=data)
-    return {name: float(total) / len(samples) for name, total in zip(metrics, sums, strict=True)}
+    return task.reported({name: float(total) / len(samples) for name, total in zip(metrics, sums, strict=True)})
 
 
-def micro_batches(samples: Samples, mine: Indices, parts: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+def micro_batches(samples: Rows, mine: Indices, parts: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """This rank's share of one global batch, cut for gradient accumulation. A part may be empty: DDP still wants its
     backward.
     """
     return [rows(samples, part, device) for part in np.array_split(mine, parts)]
 
 
-def rows(samples: Samples, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
-    chosen = torch.from_numpy(indices)
-    return samples.inputs[chosen].to(device), samples.targets[chosen].to(device)
+def rows(samples: Rows, indices: Indices, device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs, targets = samples.rows(indices)
+    return inputs.to(device), targets.to(device)
 
 
-def planned_steps(task: Task, recipe: Recipe, order: Order) -> int:
+def planned_steps(task: Task, recipe: Recipe, order: BatchOrder) -> int:
     if recipe.steps is not None and recipe.epochs is not None:
         raise InvalidRecipe(f"spec.recipe has steps {recipe.steps} and epochs {recipe.epochs}; give one of them")
     if recipe.epochs is not None:
@@ -237,9 +235,9 @@ def planned_steps(task: Task, recipe: Recipe, order: Order) -> int:
 def check_target(target: Target | None, task: Task) -> None:
     if target is None:
         return
-    if target.metric not in task.metrics:
+    if target.metric not in task.metric_names:
         raise InvalidRecipe(
-            f"spec.recipe.target.metric is {target.metric!r}, this recipe reports {', '.join(task.metrics)}"
+            f"spec.recipe.target.metric is {target.metric!r}, this recipe reports {', '.join(task.metric_names)}"
         )
     if (target.at_most is None) == (target.at_least is None):
         raise InvalidRecipe("spec.recipe.target wants exactly one of atMost and atLeast")

@@ -4,14 +4,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from bigmodel.api.job import Data, Recipe
+from bigmodel.api.job import Recipe
 from bigmodel.api.names import DATASETS_DIRECTORY, ENV_GENERATION, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
 from bigmodel.api.progress import ArtifactSummary, RunPhase
 from bigmodel.api.run import TrainingRun
@@ -27,14 +27,12 @@ from bigmodel.trainer.notices import notices_of, outlive_sigterm
 from bigmodel.trainer.optimizers import build_optimizer
 from bigmodel.trainer.process import Rank, be_deterministic, choose_device, process_group, rank_of, seed_everything
 from bigmodel.trainer.publish import publish_model
-from bigmodel.trainer.recipes import mlp
+from bigmodel.trainer.recipes.registry import known
 from bigmodel.trainer.recipes.task import Task
 from bigmodel.trainer.report import Reporter
 from bigmodel.trainer.saving import Saving, failures_of
 
 log = logging.getLogger(__name__)
-
-RECIPES: dict[str, Callable[[Recipe, datasets.Dataset], Task]] = {"mlp": mlp.build}
 
 
 def main() -> None:
@@ -64,7 +62,8 @@ def run_rank(
     run: TrainingRun, rank: Rank, report: Reporter, environ: Mapping[str, str], datasets_directory: Path
 ) -> ArtifactSummary | None:
     """Train this rank's share and, on rank 0, publish. Returns what was published, None on other ranks."""
-    recipe = known_recipe(run)
+    kind, recipe = known(run.recipe), run.recipe
+    assert recipe is not None
     report.enter(RunPhase.STARTING)
     wanted = degrees(run.parallelism, rank.world_size)
     store = open_store(run.store, environ)
@@ -72,9 +71,10 @@ def run_rank(
     be_deterministic()
     with process_group(rank, device, run.budgets.hang_timeout_seconds, environ):
         data_ranks = build_mesh(wanted, device).get_group("data")
-        dataset = datasets.load((recipe.data or Data()).uri, datasets_directory)
+        uri = recipe.data.uri if recipe.data is not None and recipe.data.uri is not None else kind.DATA
+        dataset = datasets.load(uri, datasets_directory)
         seed_everything(recipe.seed)  # the initial weights: the same on every rank
-        task = RECIPES[recipe.name](recipe, dataset)
+        task = kind.build(recipe, dataset)
         model = DistributedDataParallel(
             task.model.to(device), process_group=data_ranks, forward_sync_buffers=False, gradient_as_bucket_view=True
         )
@@ -112,14 +112,6 @@ def saving_of(
         report,
         time.monotonic,
     )
-
-
-def known_recipe(run: TrainingRun) -> Recipe:
-    if run.recipe is None or run.recipe.name not in RECIPES:
-        raise InvalidRecipe(
-            f"spec.recipe.name is {run.recipe.name if run.recipe else None!r}, this trainer has {', '.join(RECIPES)}"
-        )
-    return run.recipe
 
 
 def log_start(task: Task, recipe: Recipe, ranks: int, device: str) -> None:

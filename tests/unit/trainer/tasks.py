@@ -76,6 +76,7 @@ def a_task(model: nn.Module | None = None, train: int = 21, **changes: Any) -> T
             outputs=[Tensor(name="y", datatype="float32", shape=["batch", 1])],
             dimensions={"batch": Dimension(minimum=1, maximum=256)},
         ),
+        "build_model": lambda parameters: nn.Linear(INPUTS, 1),
         "random_inputs": lambda count, generator: torch.randn(count, INPUTS, generator=generator),
         "data_uri": "dataset://made-up",
         "data_digest": digest_of(b"data"),

@@ -193,16 +193,37 @@ def test_evaluation_is_the_mean_over_all_samples_without_dropout(
 ):
     monkeypatch.setattr(loop, "EVALUATION_BATCH", 3)  # 7 validation samples: 3, 3, 1
     task = a_task(nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
-    got = evaluate(task.model, task.validation, task.metrics, alone, CPU)
+    got = evaluate(task.model, task, alone, CPU)
     errors = (task.model.eval()(task.validation.inputs) - task.validation.targets).detach()
     assert got == pytest.approx(
         {"val_mse": float(errors.square().mean()), "val_mae": float(errors.abs().mean())}, rel=1e-5
     )
 
 
+def test_metrics_that_are_no_means_are_made_of_the_means(alone: dist.ProcessGroup):
+    task = a_task(derived={"val_rmse": lambda means: math.sqrt(means["val_mse"])})
+    trained = Trained(alone, task, steps=200, target=Target(metric="val_rmse", at_most=1.0)).run()
+    assert trained.metrics["val_rmse"] == pytest.approx(math.sqrt(trained.metrics["val_mse"]))
+    assert trained.metrics["val_rmse"] <= 1.0
+    assert trained.state.step < 100
+
+
+def test_a_task_says_how_often_it_is_evaluated(alone: dist.ProcessGroup, monkeypatch: pytest.MonkeyPatch):
+    count = 0
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        nonlocal count
+        count += 1
+        return {"val_mse": 1.0}
+
+    monkeypatch.setattr(loop, "evaluate", counted)
+    Trained(alone, a_task(evaluations=3), steps=30).run()
+    assert count == 3
+
+
 def test_metrics_at_the_end_are_those_of_the_last_parameters(alone: dist.ProcessGroup):
     trained = Trained(alone, steps=47).run()
-    assert trained.metrics == evaluate(trained.task.model, trained.task.validation, trained.task.metrics, alone, CPU)
+    assert trained.metrics == evaluate(trained.task.model, trained.task, alone, CPU)
 
 
 def test_the_target_ends_the_run_early_with_its_metrics(alone: dist.ProcessGroup):

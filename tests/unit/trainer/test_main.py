@@ -19,7 +19,8 @@ from bigmodel.api.run import StoreLocation, TrainingRun
 from bigmodel.artifact.fetch import read_manifest
 from bigmodel.artifact.stores import open_store
 from bigmodel.trainer.errors import InvalidRecipe
-from bigmodel.trainer.main import known_recipe, main
+from bigmodel.trainer.main import main
+from bigmodel.trainer.recipes.registry import known
 from tests.unit.trainer.tasks import a_recipe, a_run
 
 ROOT = Path(__file__).parents[3]
@@ -119,10 +120,10 @@ def test_a_rank_told_to_leave_saves_and_the_next_life_goes_on(tmp_path: Path, la
 
 
 def test_a_recipe_of_another_version_is_refused_with_the_known_ones():
-    with pytest.raises(InvalidRecipe, match=r"spec\.recipe\.name is 'vision', this trainer has mlp"):
-        known_recipe(a_run("file:///x", recipe=a_recipe(name="vision")))
+    with pytest.raises(InvalidRecipe, match=r"spec\.recipe\.name is 'tensorflow-mlp', this trainer has mlp"):
+        known(a_recipe(name="tensorflow-mlp"))
     with pytest.raises(InvalidRecipe, match=r"spec\.recipe\.name is None"):
-        known_recipe(a_run("file:///x", recipe=None))
+        known(None)
 
 
 def test_without_a_run_it_says_what_is_missing(monkeypatch: pytest.MonkeyPatch):

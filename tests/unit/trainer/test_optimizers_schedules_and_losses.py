@@ -6,7 +6,7 @@ from torch import nn, optim
 
 from bigmodel.api.job import Optimizer, Schedule
 from bigmodel.trainer.errors import InvalidRecipe
-from bigmodel.trainer.losses import LOSSES, loss_by_name
+from bigmodel.trainer.losses import OF_CLASSES, OF_NUMBERS, Loss, accuracy, bce, cross_entropy, loss_by_name
 from bigmodel.trainer.optimizers import VARIANTS, build_optimizer
 from bigmodel.trainer.schedules import factor
 
@@ -90,10 +90,33 @@ OUTPUTS, TARGETS = torch.tensor([[1.0, 4.0], [0.0, 0.5]]), torch.tensor([[0.0, 1
 
 @pytest.mark.parametrize(("name", "want"), [("mse", [5.0, 0.125]), ("mae", [2.0, 0.25]), ("huber", [1.5, 0.0625])])
 def test_losses_are_one_value_per_sample(name: str, want: list[float]):
-    assert loss_by_name(name)(OUTPUTS, TARGETS).tolist() == pytest.approx(want)
-    assert loss_by_name(name)(OUTPUTS[:0], TARGETS[:0]).shape == (0,)
+    loss = loss_by_name(name, OF_NUMBERS)
+    assert loss(OUTPUTS, TARGETS).tolist() == pytest.approx(want)
+    assert loss(OUTPUTS[:0], TARGETS[:0]).shape == (0,)
 
 
 def test_an_unknown_loss_is_named_with_the_known_ones():
-    with pytest.raises(InvalidRecipe, match=f"'bce', this recipe has {', '.join(LOSSES)}"):
-        loss_by_name("bce")
+    with pytest.raises(InvalidRecipe, match="'bce', this recipe has mse, mae, huber"):
+        loss_by_name("bce", OF_NUMBERS)
+
+
+def test_without_a_name_a_recipe_takes_its_own_loss():
+    assert loss_by_name(None, OF_CLASSES) is cross_entropy
+
+
+LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.0, 3.0, 0.0]])
+CLASSES = torch.tensor([0, 2], dtype=torch.uint8)
+OF_LOGITS: dict[str, tuple[Loss, list[float]]] = {
+    "cross-entropy": (cross_entropy, [0.1698, 3.0949]),
+    "bce, the sum over one class against the rest": (bce, [1.1333, 4.4349]),
+    "accuracy": (accuracy, [1.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize(("value_of", "want"), OF_LOGITS.values(), ids=OF_LOGITS)
+def test_values_of_classes_are_one_per_sample(value_of: Loss, want: list[float]):
+    assert value_of(LOGITS, CLASSES).tolist() == pytest.approx(want, abs=1e-4)
+    assert value_of(LOGITS[:0], CLASSES[:0]).shape == (0,)
+    sequences, of_each = torch.stack([LOGITS, LOGITS]), torch.stack([CLASSES, CLASSES])
+    assert value_of(sequences, of_each).tolist() == pytest.approx([sum(want) / 2] * 2, abs=1e-4)
+    assert value_of(sequences[:0], of_each[:0]).shape == (0,)

@@ -6,11 +6,22 @@ samples that would have come.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+
+
+class BatchOrder(Protocol):
+    """Pure: `global_batch` is a function of the step and nothing else."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+
+    def global_batch(self, step: int) -> Indices:
+        """The samples of the update that leads from `step` to `step` + 1; each of them once an epoch."""
 
 
 @dataclass(frozen=True)

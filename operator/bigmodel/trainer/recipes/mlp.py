@@ -10,6 +10,7 @@ degree explains less a priori, and dropout stands for an ensemble. Neither was t
 on splits of other seeds.
 """
 
+from collections.abc import Mapping
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -24,9 +25,10 @@ from bigmodel.artifact.manifest import Tensor as TensorSpec
 from bigmodel.trainer.data.datasets import Dataset, digest_of_arrays
 from bigmodel.trainer.data.order import split
 from bigmodel.trainer.errors import InvalidRecipe
-from bigmodel.trainer.losses import loss_by_name, mae, mse
+from bigmodel.trainer.losses import OF_NUMBERS, loss_by_name, mae, mse
 from bigmodel.trainer.recipes.task import Samples, Task
 
+DATA = "dataset://diabetes"
 COLUMNS = 10
 DEGREE = 4
 FEATURES = 1000  # C(10 + 4, 4) - 1: every monomial of ten variables up to degree 4 but the constant
@@ -77,21 +79,24 @@ class BigModel(nn.Module):
 
 def build(recipe: Recipe, data: Dataset) -> Task:
     """Raises InvalidRecipe for parameters that this recipe does not have."""
-    parameters = _parameters(recipe.parameters)
     columns_NC = data.arrays["columns"]
     targets_N1 = data.arrays["progression"].reshape(-1, 1)
     features_NF, degrees_F = polynomial_features(columns_NC)
     train, validation = split(len(features_NF), VALIDATION_SHARE, recipe.seed)
 
-    model = BigModel(FEATURES, parameters["hidden"], parameters["dropout"])
     mean_F, deviation_F = features_NF[train].mean(axis=0), features_NF[train].std(axis=0)
     target_mean, target_scale = targets_N1[train].mean(), targets_N1[train].std()
-    model.feature_mean.copy_(torch.from_numpy(mean_F))
-    model.feature_scale.copy_(torch.from_numpy(FEATURE_DECAY ** (degrees_F - 1) / deviation_F))
-    model.target_mean.fill_(target_mean)
-    model.target_scale.fill_(target_scale)
 
-    loss = loss_by_name(recipe.loss or "mse")
+    def model_of(given: Mapping[str, Any]) -> BigModel:
+        parameters = _parameters(given)
+        model = BigModel(FEATURES, parameters["hidden"], parameters["dropout"])
+        model.feature_mean.copy_(torch.from_numpy(mean_F))
+        model.feature_scale.copy_(torch.from_numpy(FEATURE_DECAY ** (degrees_F - 1) / deviation_F))
+        model.target_mean.fill_(target_mean)
+        model.target_scale.fill_(target_scale)
+        return model
+
+    loss = loss_by_name(recipe.loss, OF_NUMBERS)
     unit = float(target_scale)
     samples = {
         name: Samples(
@@ -101,7 +106,8 @@ def build(recipe: Recipe, data: Dataset) -> Task:
         for name, chosen in (("train", train), ("validation", validation))
     }
     return Task(
-        model=model,
+        model=model_of(recipe.parameters),
+        build_model=model_of,
         train=samples["train"],
         validation=samples["validation"],
         # In units of the targets' deviation: learning rates and huber's delta mean the same for every data set.
@@ -189,11 +195,11 @@ def ridge_mse(
     return float(((validation_NF @ weights_F + offset - targets_N[validation]) ** 2).mean())
 
 
-def _parameters(given: dict[str, Any]) -> dict[str, Any]:
+def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(given) - set(DEFAULTS))
     if unknown:
         raise InvalidRecipe(f"spec.recipe.parameters has {', '.join(unknown)}; recipe mlp takes {', '.join(DEFAULTS)}")
-    merged = DEFAULTS | given
+    merged = {**DEFAULTS, **given}
     hidden, dropout = merged["hidden"], merged["dropout"]
     if not isinstance(hidden, list) or not all(type(width) is int and 1 <= width <= 1 << 20 for width in hidden):
         raise InvalidRecipe(f"spec.recipe.parameters.hidden is {hidden!r}, want a list of widths such as [2000, 4000]")

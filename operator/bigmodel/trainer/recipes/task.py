@@ -1,12 +1,33 @@
 """What a recipe hands to the loop and to publishing."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
+import torch
 from torch import Generator, Tensor, nn
 
 from bigmodel.artifact.manifest import Signature
+from bigmodel.trainer.data.order import BatchOrder, Indices, Order
 from bigmodel.trainer.losses import Loss
+
+
+class Rows(Protocol):
+    """N samples, in memory or read when they are asked for. Equal on all ranks, whatever each of them reads of it."""
+
+    def __len__(self) -> int: ...
+
+    def rows(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        """(inputs, targets) of these samples, on the CPU. The first axis of both is the sample; none may be asked for.
+
+        Raises: BadRecord.
+        """
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder:
+        """Which samples make up which global batch: what suits the way these are kept."""
+
+    def expect(self, indices: Indices) -> None:
+        """These will be asked for next: whoever has to read them may begin. Returns at once."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +40,23 @@ class Samples:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def rows(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        chosen = torch.from_numpy(indices)
+        return self.inputs[chosen], self.targets[chosen]
+
+    def order(self, batch_size: int, seed: int) -> BatchOrder:
+        return Order(len(self), batch_size, seed)
+
+    def expect(self, indices: Indices) -> None:
+        """Nothing to read."""
+
 
 @dataclass(frozen=True)
 class Task:
     """`model` is what is served: it takes the signature's one input and answers in the unit of the targets."""
 
     model: nn.Module
-    train: Samples
+    train: Rows
     validation: Samples
     loss: Loss
     # Validation metrics, one value per sample; the mean over all samples is reported, in the unit of the data.
@@ -38,6 +69,20 @@ class Task:
     # (samples, generator) → inputs of about the right size, made from statistics only: golden samples without
     # personal data
     random_inputs: Callable[[int, Generator], Tensor]
+    # Other parameters of the recipe → a new model of this task (a student), with statistics of the data in its buffers
+    # and random weights. Raises InvalidRecipe.
+    build_model: Callable[[Mapping[str, Any]], nn.Module]
     data_uri: str
     data_digest: str
     validation_digest: str
+    # Metrics that are functions of the means above, not means themselves: val_rmse of val_mse.
+    derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
+    evaluations: int = 20  # over a whole run: fewer where validation is large beside training
+
+    @property
+    def metric_names(self) -> list[str]:
+        return [*self.metrics, *self.derived]
+
+    def reported(self, means: Mapping[str, float]) -> dict[str, float]:
+        """All validation metrics, from the means over the validation samples."""
+        return {**means, **{name: derive(means) for name, derive in self.derived.items()}}
