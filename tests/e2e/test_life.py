@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.e2e.user import Namespace, a_job, condition, eventually
 
@@ -133,13 +136,12 @@ def test_a_deadline_ends_the_job_and_its_time_to_live_removes_it(namespace: Name
     eventually("it is gone", lambda: namespace.items("bmj,pods", "") == [], 60)
 
 
-def test_a_script_from_a_config_map_trains_under_the_launcher(namespace: Namespace) -> None:
-    """Five lines of ours in a plain loop: progress, checkpoints, told to stop."""
-    with open("examples/own-script/train.py") as file:
-        code = file.read()
-    namespace.apply(
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "code"}, "data": {"train.py": code}},
-        a_job(recipe=None, script={"configMap": "code", "entrypoint": "train.py"}),
-    )
-    namespace.wait("bmj/mlp", "Complete", 180)
-    assert _status(namespace)["progress"]["step"] > 0
+def test_the_example_of_an_own_script_trains_and_publishes(namespace: Namespace) -> None:
+    """Five lines of ours in a plain loop: progress, checkpoints, an artefact."""
+    namespace.apply(*yaml.safe_load_all(Path("examples/own-script/job.yaml").read_text()))
+    namespace.wait("bmj/own-script", "Complete", 180)
+    status = namespace.get("bmj", "own-script")["status"]
+    assert status["progress"]["step"] == 600
+    assert status["checkpoint"]["step"] >= 500
+    assert condition({"status": status}, "Published")["status"] == "True"
+    assert status["artifact"]["digest"].startswith("sha256:")

@@ -35,7 +35,7 @@ from bigmodel.controller.job import avoidance, build, failure, goodput, incident
 from bigmodel.controller.job.accept import problem
 from bigmodel.controller.job.events import events_between
 from bigmodel.controller.job.failure import Cause, Failure, Loss
-from bigmodel.controller.job.gang import Gang, arrange, still_runs
+from bigmodel.controller.job.gang import Gang, arrange, still_here, still_runs
 from bigmodel.controller.job.messages import Reason
 from bigmodel.controller.job.observe import ObservedChild, ObservedJob
 from bigmodel.controller.job.reports import BadReport, artifact_of
@@ -138,7 +138,10 @@ def _suspended(job: ObservedJob, settings: Settings, now: datetime) -> Decision 
         return _told(job, told, Decision(again=True))
     quota = kueue.upkeep(job, arrange(job, job.status), settings, now)
     acts = _released(job, now)
-    return _told_at_leisure(job, told, replace(acts, delete=(*acts.delete, *quota.delete)), now)
+    acts = replace(acts, delete=(*acts.delete, *quota.delete))
+    if told.checkpoint != job.status.checkpoint:  # pods that have ended take their last word along
+        return _told(job, told, acts)
+    return _told_at_leisure(job, told, acts, now)
 
 
 def _released(job: ObservedJob, now: datetime) -> Decision:
@@ -150,7 +153,7 @@ def _released(job: ObservedJob, now: datetime) -> Decision:
             *(Deletion(POD_GROUP, group.name, group.uid) for group in job.pod_groups),
             *(Deletion(POD, pod.name, pod.uid) for pod in running if pod.deleted_until is None),
         ),
-        requeue_after=_seconds_until([pod.deleted_until for pod in running if still_runs(pod, now)], now),
+        requeue_after=_seconds_until([pod.deleted_until for pod in job.pods if still_here(pod, now)], now),
     )
 
 

@@ -94,6 +94,11 @@ def still_runs(pod: ObservedPod, now: datetime) -> bool:
     return not ended and (pod.deleted_until is None or now < pod.deleted_until)
 
 
+def still_here(pod: ObservedPod, now: datetime) -> bool:
+    """It runs, or it has ended in its grace period and the kubelet has yet to take it away."""
+    return still_runs(pod, now) or (pod.deleted_until is not None and now < pod.deleted_until and not pod.unreachable)
+
+
 def size_of(job: ObservedJob, status: JobStatus) -> int:
     """Pods of the current attempt: fixed when it was counted, so that an edit of spec.nodes is a new attempt."""
     if status.nodes is not None and status.attempt:

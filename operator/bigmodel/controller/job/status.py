@@ -19,7 +19,7 @@ from bigmodel.controller.job import avoidance, checkpoint, goodput, kueue, messa
 from bigmodel.controller.job.accept import Problem, processes_per_node
 from bigmodel.controller.job.capacity import lack
 from bigmodel.controller.job.failure import Failure, total
-from bigmodel.controller.job.gang import Gang, arrange, still_runs
+from bigmodel.controller.job.gang import Gang, arrange, still_here, still_runs
 from bigmodel.controller.job.incidents import clamped, merged, proven
 from bigmodel.controller.job.messages import POD_TROUBLES, Reason
 from bigmodel.controller.job.observe import ObservedJob, ObservedPod, Pulled
@@ -75,11 +75,11 @@ def of_gang(job: ObservedJob, counters: JobStatus, now: datetime) -> JobStatus:
 
 
 def of_suspended(job: ObservedJob, now: datetime) -> JobStatus:
-    """A job that is to hold no pods: suspended once none runs any more."""
+    """A job that is to hold no pods: suspended once none that was told to leave is there any more."""
     assert job.spec is not None
     gang = arrange(job, job.status)
     status = with_reports(job, job.status, gang, now)
-    leaving = [pod.name for pod in job.pods if still_runs(pod, now)]
+    leaving = [pod.name for pod in job.pods if still_here(pod, now)]
     reason = Reason.SUSPENDING if leaving else Reason.SUSPENDED
     step = status.checkpoint.step if status.checkpoint is not None else None
     text = (

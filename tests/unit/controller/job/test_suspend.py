@@ -21,13 +21,18 @@ from tests.unit.controller.job.world import World, training_world
 NONE = {"program": 0, "infrastructure": 0, "hang": 0, "total": 0}
 
 
-def leave(world: World, step: int) -> World:
-    """Every pod saves and goes, as kubelets tell it: first the last words, then the pods are gone."""
+def save(world: World, step: int) -> World:
+    """Every pod saves and ends; none is taken away yet."""
     attempt = world.status["attempt"]
     for index in (1, 0):
         word = a_last_word(index, attempt, 143, reason="Terminated", step=step, checkpoint=a_checkpoint(step, attempt))
         world.ends(index, 143, word)
-    return world.settle().terminated().settle()
+    return world.settle()
+
+
+def leave(world: World, step: int) -> World:
+    """Every pod saves and goes, as kubelets tell it: first the last words, then the pods are gone."""
+    return save(world, step).terminated().settle()
 
 
 def suspended_world(step: int = 45) -> World:
@@ -98,6 +103,14 @@ def test_a_suspended_job_has_no_pods_and_says_where_it_stands() -> None:
     writes = len(world.writes)
     world.after(100_000).settle()
     assert len(world.writes) == writes, "a job that rests causes no writes"
+
+
+def test_pods_that_have_ended_are_waited_for_until_the_kubelet_has_taken_them_away() -> None:
+    """A29: whoever waits for Suspended finds no pod."""
+    world = save(training_world().edit(suspend=True).settle().after(2), 45)
+    assert world.condition("Suspended") == ("False", "Suspending")
+    assert world.reconcile().requeue_after == pytest.approx(58), "not for longer than their grace"
+    assert world.terminated().settle().condition("Suspended") == ("True", "Suspended")
 
 
 def test_a_resumed_job_is_a_new_attempt_of_the_same_ranks_that_nobody_pays_for() -> None:
