@@ -205,9 +205,7 @@ class Checkpoint(Model):
             description="Save this often, in seconds. At most one of everySeconds, everySteps and auto; default: 600."
         ),
     ] = None
-    every_steps: Annotated[
-        int | None, Field(ge=1, le=10**9, description="Save every so many steps, in place of everySeconds.")
-    ] = None
+    every_steps: Annotated[int | None, Field(ge=1, le=10**9, description="Save every so many steps instead.")] = None
     auto: Annotated[
         bool | None,
         Field(description="Choose the interval from the measured cost of a save and the failures seen (Young/Daly)."),
@@ -595,8 +593,7 @@ class JobStatus(Model):
         int,
         Field(
             ge=0,
-            description="Pods of the current attempt that have been created and are not yet counted as replaced: one "
-            "that is missing beyond these is lost.",
+            description="Pods of this attempt that were made and not replaced: one missing of these is lost.",
         ),
     ] = 0
     nodes: Annotated[NodeCounts | None, Field(description="Pods of the current attempt.")] = None

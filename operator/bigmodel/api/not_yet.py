@@ -54,7 +54,6 @@ TABLE: tuple[NotYet, ...] = (
     _without("spec.output.optimize"),
     _only("spec.output.export[]", "torch"),
     # BigModelService
-    _without("spec.model.fromJobs", "use spec.model.fromJob"),
     _only("spec.model.variant", "default"),
     _only("spec.server.backend", "auto", "python"),
     _without("spec.route", "leave it out and use the in-cluster Service"),

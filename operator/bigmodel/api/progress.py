@@ -43,12 +43,11 @@ class ArtifactSummary(Model):
     """What was published. `variant` is the one that a service takes by default."""
 
     uri: Annotated[LongText, Field(description="Its directory in the store.")]
-    digest: Annotated[Digest, Field(description="Digest of its manifest: names every byte of it.")]
+    digest: Annotated[Digest, Field(description="Digest of its manifest.")]
     size_bytes: Annotated[int, Field(ge=0, description="Size of all files.")]
     variant: Annotated[VariantName, Field(description="The variant a service takes by default.")]
-    metrics: Annotated[list[Metric], Field(max_length=8, description="Of that variant, on the validation data.")] = (
-        Field(default_factory=list)
-    )
+    metrics: Annotated[list[Metric], Field(max_length=8, description="Of that variant.")] = Field(default_factory=list)
+    validation_digest: Annotated[Digest | None, Field(description="Of the validation data.")] = None
     variants: Annotated[list[ArtifactVariant], Field(max_length=8, description="All variants.")] = Field(
         default_factory=list
     )

@@ -191,8 +191,7 @@ LEAN: Mapping[ResourceKind, Callable[[Manifest], Manifest]] = {
 async def _queue_followers(changes: AsyncIterator[Change], services: ServiceReconciler, queue: WorkQueue) -> None:
     """A job changed: look at the services that follow it."""
     async for change in changes:
-        metadata = change.object["metadata"]
-        for key in services.followers_of(metadata["namespace"], metadata["name"]):
+        for key in services.followers_of(change.object):
             queue.add(key)
 
 

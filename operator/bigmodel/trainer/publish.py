@@ -236,6 +236,7 @@ def _summary(uri: str, digest: str, manifest: Manifest, metrics: list[Metric]) -
         size_bytes=manifest.size_bytes,
         variant=manifest.serve,
         metrics=metrics,
+        validation_digest=manifest.validation.digest if manifest.validation is not None else None,
         variants=[
             ArtifactVariant(
                 name=variant.name,

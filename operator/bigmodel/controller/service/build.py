@@ -66,6 +66,10 @@ def record(
         images=images,
         job=artifact.job,
         job_uid=artifact.job_uid,
+        published_at=artifact.published_at,
+        selected_by=dict(artifact.selected_by) if artifact.selected_by else None,
+        metrics=list(artifact.metrics),
+        validation=artifact.validation,
         pod_template=pod_template(service.namespace, service.name, number, inputs, images, settings),
     )
     name = names.revision_name(service.name, number)

@@ -205,6 +205,8 @@ def _next_look(service: ObservedService, ledger: Ledger, now: datetime) -> float
     if ledger.previous is not None and kept_until is not None:
         left = (kept_until - now).total_seconds()
         looks.append(min(60.0 if left > 60 else ROLLOUT_SECONDS, left))
+    if ledger.source.again_at is not None:
+        looks.append((ledger.source.again_at - now).total_seconds())
     retry_at = ledger.wanted_record.retry_at() if ledger.wanted_record else None
     if retry_at is not None and ledger.wanted_record is not ledger.stable:
         looks.append((retry_at - now).total_seconds())

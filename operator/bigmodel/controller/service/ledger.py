@@ -11,6 +11,7 @@ from bigmodel.controller.service.diagnosis import Diagnosis, diagnose
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
 from bigmodel.controller.service.revision import Attempt, Outcome, Record, RevisionInputs, inputs, next_number
+from bigmodel.controller.service.selection import select
 from bigmodel.controller.service.source import Artifact, Source, resolve
 from bigmodel.controller.settings import Settings
 
@@ -58,8 +59,7 @@ class RecordWrite:
 def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> Ledger:
     assert service.spec is not None
     newest_first = service.records[::-1]
-    known = [record.data.artifact() for record in newest_first]
-    source = resolve(service.spec.model, service.job, known, settings.store)
+    source = _source(service, settings, now)
     wanted = None
     if source.artifact is not None:
         decided = inputs(service.name, service.spec, source.artifact)
@@ -86,6 +86,19 @@ def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> 
             if record is not None
         },
     )
+
+
+def _source(service: ObservedService, settings: Settings, now: datetime) -> Source:
+    assert service.spec is not None
+    spec, newest_first = service.spec, service.records[::-1]
+    if spec.model.from_jobs is None:
+        return resolve(spec.model, service.jobs, [r.data.artifact() for r in newest_first], settings.store)
+    rejected = {r.data.fingerprint for r in newest_first if r.outcome and r.outcome.result == "Rejected"}
+
+    def is_rejected(artifact: Artifact) -> bool:
+        return inputs(service.name, spec, artifact).fingerprint() in rejected
+
+    return select(spec.model, service.jobs, newest_first, is_rejected, settings.store, now)
 
 
 def _previous(

@@ -22,6 +22,7 @@ class Reason(StrEnum):
     ARTIFACT_MISSING = "ArtifactMissing"
     VARIANT_NOT_FOUND = "VariantNotFound"
     STORE_NOT_SET = "StoreNotSet"
+    METRIC_NOT_FOUND = "MetricNotFound"
     # Progressing, in the order a candidate meets them
     WAITING_FOR_SOURCE = "WaitingForSource"
     PREPARING = "Preparing"
@@ -123,6 +124,46 @@ def job_not_found(job: str, serves: bool) -> str:
             "name becomes the next candidate."
         )
     return cut(f"bmj/{job} does not exist in this namespace: apply it, or change spec.model.fromJob.name.")
+
+
+def no_job_selected(labels: str, serves: bool) -> str:
+    if serves:
+        return cut(
+            f"No bmj in this namespace has the labels {labels} any more; what they published goes on serving. A job "
+            "that comes with them becomes the next candidate."
+        )
+    return cut(
+        f"No bmj in this namespace has the labels {labels}: apply one, or change "
+        "spec.model.fromJobs.selector.matchLabels."
+    )
+
+
+def metric_not_found(metric: str, labels: str) -> str:
+    return cut(
+        f"None of the jobs with the labels {labels} that published has a metric {metric} measured on known validation "
+        "data: name one of status.artifact.metrics in spec.model.fromJobs.best.metric."
+    )
+
+
+def held_back(job: str, digest: str, at: datetime) -> str:
+    return (
+        f"bmj/{job} published {digest[:19]}; its rollout begins at {at:%H:%M:%S} UTC "
+        "(spec.model.fromJobs.minIntervalSeconds)."
+    )
+
+
+def best_is_current(job: str, metric: str, value: float, best_other: float) -> str:
+    return cut(
+        f"bmj/{job} stays, with {metric} {value:.6g}: the best of the others on the same validation data has "
+        f"{best_other:.6g}, not better by more than spec.model.fromJobs.best.minImprovement."
+    )
+
+
+def not_comparable(job: str, metric: str) -> str:
+    return cut(
+        f"bmj/{job} stays: it has no {metric} on known validation data to compare others with. Name one of "
+        "status.artifact.metrics in spec.model.fromJobs.best.metric."
+    )
 
 
 def job_not_finished(job: str, how_far: str) -> str:

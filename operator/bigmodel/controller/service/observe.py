@@ -100,7 +100,7 @@ class ObservedService:
     problems: tuple[str, ...]  # field, value, rule and way out, of each wrong field
     readable: bool  # False: the problems are mistakes; True: this version does not do what the spec asks
     status: Mapping[str, Any]
-    job: Manifest | None = None  # the followed job
+    jobs: tuple[Manifest, ...] = ()  # the followed ones
     records: tuple[Record, ...] = ()  # newest last
     taken_names: frozenset[str] = frozenset()  # of records, Deployments, Services: readable or not
     deployments: Mapping[int, ObservedDeployment] = field(default_factory=dict)
@@ -123,7 +123,7 @@ def observed_service(
     owner: Manifest,
     children: Children,
     rejections: tuple[Rejection, ...],
-    job: Manifest | None,
+    jobs: tuple[Manifest, ...],
     verdicts: Mapping[str, Verdict],
 ) -> ObservedService:
     """`verdicts` by pod UID."""
@@ -146,7 +146,7 @@ def observed_service(
         problems=problems or later,
         readable=not problems,
         status=owner.get("status") or {},
-        job=job,
+        jobs=jobs,
         records=tuple(sorted(records, key=lambda record: record.number)),
         taken_names=frozenset(
             child["metadata"]["name"] for child in (*children.of(CONTROLLER_REVISION), *deployments, *services.values())
@@ -189,12 +189,33 @@ def parsed_spec(spec: Manifest) -> tuple[ServiceSpec | None, tuple[str, ...]]:
     return parsed, ()
 
 
-def followed_job(spec: Manifest) -> str | None:
-    """The name in spec.model.fromJob, read before the spec is known to be valid."""
-    model = spec.get("model")
-    source = model.get("fromJob") if isinstance(model, dict) else None
-    name = source.get("name") if isinstance(source, dict) else None
-    return name if isinstance(name, str) else None
+@dataclass(frozen=True)
+class Followed:
+    """Which jobs of its namespace a service follows: one by name, or all with these labels."""
+
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    def includes(self, job: Manifest) -> bool:
+        if self.name is not None:
+            return bool(job["metadata"]["name"] == self.name)
+        return bool(self.labels) and self.labels.items() <= (job["metadata"].get("labels") or {}).items()
+
+
+def followed_jobs(spec: Manifest) -> Followed:
+    """What spec.model.fromJob and fromJobs name, read before the spec is known to be valid."""
+    name = _at(spec, "model", "fromJob", "name")
+    labels = _at(spec, "model", "fromJobs", "selector", "matchLabels")
+    return Followed(
+        name if isinstance(name, str) else None,
+        {key: str(value) for key, value in labels.items()} if isinstance(labels, dict) else {},
+    )
+
+
+def _at(node: Any, *path: str) -> Any:
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
 
 
 def _revision_label(manifest: Manifest) -> int | None:

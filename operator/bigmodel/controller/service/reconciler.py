@@ -21,7 +21,7 @@ from bigmodel.controller.decision import (
     ResourceKind,
 )
 from bigmodel.controller.service.decide import decide
-from bigmodel.controller.service.observe import ObservedService, followed_job, observed_service
+from bigmodel.controller.service.observe import Followed, ObservedService, followed_jobs, observed_service
 from bigmodel.controller.service.verdicts import IDLE_SECONDS, ROLLOUT_SECONDS, Target
 from bigmodel.controller.settings import Settings
 
@@ -30,6 +30,7 @@ class Jobs(Protocol):
     """The BigModelJobs as last seen."""
 
     def get(self, namespace: str, name: str) -> Manifest | None: ...
+    def all(self) -> tuple[Manifest, ...]: ...
 
 
 class Verdicts(Protocol):
@@ -57,22 +58,25 @@ class ServiceReconciler:
         self._facts = facts  # whether HTTPRoutes are served: read once routes are made
         self._jobs = jobs
         self._verdicts = verdicts
-        self._followers: dict[tuple[str, str], set[Key]] = {}
+        self._followers: dict[tuple[str, str], set[Key]] = {}  # by namespace and name of the job
+        self._selectors: dict[Key, Followed] = {}
 
-    def followers_of(self, namespace: str, job: str) -> tuple[Key, ...]:
-        """The services to reconcile when this job changes."""
-        return tuple(sorted(self._followers.get((namespace, job), ())))
+    def followers_of(self, job: Manifest) -> tuple[Key, ...]:
+        """The services to reconcile when this job changes; also where it had the labels that they ask for."""
+        namespace = job["metadata"]["namespace"]
+        by_labels = {
+            key for key, followed in self._selectors.items() if key.namespace == namespace and followed.includes(job)
+        }
+        return tuple(sorted(by_labels | self._followers.get((namespace, job["metadata"]["name"]), set())))
 
     async def observe(self, owner: Manifest, children: Children, rejections: tuple[Rejection, ...]) -> ObservedService:
         metadata = owner["metadata"]
         key = Key(BIG_MODEL_SERVICE.kind, metadata["namespace"], metadata["name"])
-        job_name = followed_job(owner.get("spec") or {})
-        self._follow_job(key, job_name)
-        job = self._jobs.get(key.namespace, job_name) if job_name else None
-        service = observed_service(owner, children, rejections, job, self._said(children))
+        jobs = self._follow_jobs(key, followed_jobs(owner.get("spec") or {}))
+        service = observed_service(owner, children, rejections, jobs, self._said(children))
         self._follow_pods(key, service)
         if await self._verdicts.first_asked(key):
-            service = observed_service(owner, children, rejections, job, self._said(children))
+            service = observed_service(owner, children, rejections, jobs, self._said(children))
         return service
 
     def _said(self, children: Children) -> dict[str, Verdict]:
@@ -86,14 +90,25 @@ class ServiceReconciler:
     def decide(self, snapshot: ObservedService, now: datetime) -> Decision:
         return decide(snapshot, self._settings, now)
 
-    def _follow_job(self, key: Key, name: str | None) -> None:
-        for (namespace, job), services in list(self._followers.items()):
-            if namespace == key.namespace and job != name:
+    def _follow_jobs(self, key: Key, followed: Followed) -> tuple[Manifest, ...]:
+        """The jobs that this service follows now; it hears of their changes."""
+        if followed.labels:
+            here = (job for job in self._jobs.all() if job["metadata"]["namespace"] == key.namespace)
+            jobs = tuple(sorted(filter(followed.includes, here), key=lambda job: str(job["metadata"]["name"])))
+            self._selectors[key] = followed
+        else:
+            found = self._jobs.get(key.namespace, followed.name) if followed.name else None
+            jobs = (found,) if found is not None else ()
+            self._selectors.pop(key, None)
+        heard_of = {str(job["metadata"]["name"]) for job in jobs} | ({followed.name} if followed.name else set())
+        for (namespace, name), services in list(self._followers.items()):
+            if namespace == key.namespace and name not in heard_of:
                 services.discard(key)
                 if not services:
-                    del self._followers[namespace, job]
-        if name is not None:
+                    del self._followers[namespace, name]
+        for name in heard_of:
             self._followers.setdefault((key.namespace, name), set()).add(key)
+        return jobs
 
     def _follow_pods(self, key: Key, service: ObservedService) -> None:
         """Often while a revision is on its way or a pod is not Ready, else now and then."""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from bigmodel.api import names
-from bigmodel.api.model import Digest, LongText, Model, Text, VariantName
+from bigmodel.api.model import Digest, LongText, Metric, Model, Text, VariantName
 from bigmodel.api.pod import LocalObject, Resources, Toleration
 from bigmodel.api.service import Batching, ParityGate, ServiceSpec
 from bigmodel.api.store import Store
@@ -108,11 +108,26 @@ class RevisionData(Model):
     images: ChosenImages
     job: Text | None = None
     job_uid: Text | None = None
+    published_at: datetime | None = None
+    selected_by: dict[str, str] | None = None  # the labels of spec.model.fromJobs that found the job
+    metrics: list[Metric] = Field(default_factory=list)  # of the variant, as its job told them
+    validation: Digest | None = None  # digest of the data that they were measured on
     pod_template: dict[str, Any]  # core/v1 PodTemplateSpec, as it was rendered when the record was made
 
     def artifact(self) -> Artifact:
         known = self.inputs
-        return Artifact(known.artifact_uri, known.digest, known.variant, known.store, self.job, self.job_uid)
+        return Artifact(
+            known.artifact_uri,
+            known.digest,
+            known.variant,
+            known.store,
+            self.job,
+            self.job_uid,
+            self.published_at,
+            self.selected_by,
+            self.metrics,
+            self.validation,
+        )
 
 
 class Outcome(Model):

@@ -41,7 +41,7 @@ FULL = {
 
 
 def _observed(spec: dict[str, Any]) -> ObservedService:
-    return observed_service(a_service(**spec), Children(), (), None, {})
+    return observed_service(a_service(**spec), Children(), (), (), {})
 
 
 def _artifact(store: dict[str, Any]) -> Artifact:

@@ -29,6 +29,9 @@ ARGUMENTS: dict[str, Any] = {
     "reason": Reason.DIGEST_MISMATCH,
     "retry_at": datetime(2026, 3, 1, tzinfo=UTC),
     "limit": "3Gi",
+    "at": datetime(2026, 3, 1, tzinfo=UTC),
+    "value": 3000.0,
+    "best_other": 3100.0,
 }
 SENTENCES = {
     name: function

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bigmodel.api.verdict import Verdict
 from bigmodel.controller.decision import Children, Key, Manifest
 from bigmodel.controller.service.reconciler import ServiceReconciler
@@ -15,6 +17,9 @@ class Jobs:
 
     def get(self, namespace: str, name: str) -> Manifest | None:
         return self._jobs.get((namespace, name))
+
+    def all(self) -> tuple[Manifest, ...]:
+        return tuple(self._jobs.values())
 
 
 class Verdicts:
@@ -46,12 +51,31 @@ async def test_services_are_looked_at_when_their_job_changes_and_not_when_anothe
     reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), Verdicts())
     owner = a_service()
     await reconciler.observe(owner, Children(), ())
-    assert reconciler.followers_of("ml", "mlp") == (Key("BigModelService", "ml", "mlp"),)
-    assert reconciler.followers_of("other", "mlp") == ()
+    mlp = a_job()
+    assert reconciler.followers_of(mlp) == (Key("BigModelService", "ml", "mlp"),)
+    assert reconciler.followers_of(_elsewhere(mlp, namespace="other")) == ()
     owner["spec"]["model"] = {"fromJob": {"name": "next"}}
     await reconciler.observe(owner, Children(), ())
-    assert reconciler.followers_of("ml", "mlp") == ()
-    assert reconciler.followers_of("ml", "next") == (Key("BigModelService", "ml", "mlp"),)
+    assert reconciler.followers_of(mlp) == ()
+    assert reconciler.followers_of(_elsewhere(mlp, name="next")) == (Key("BigModelService", "ml", "mlp"),)
+
+
+def _elsewhere(job: Manifest, **metadata: Any) -> Manifest:
+    return job | {"metadata": job["metadata"] | metadata}
+
+
+async def test_services_are_looked_at_when_a_job_with_their_labels_comes_or_loses_them() -> None:
+    labelled = _elsewhere(a_job(), labels={"model": "mlp", "team": "a"})
+    reconciler = ServiceReconciler(SETTINGS, None, Jobs(labelled, _elsewhere(a_job(), name="other")), Verdicts())
+    owner = a_service(model={"fromJobs": {"selector": {"matchLabels": {"model": "mlp"}}}})
+    observed = await reconciler.observe(owner, Children(), ())
+    assert observed.jobs == (labelled,)
+    service = (Key("BigModelService", "ml", "mlp"),)
+    assert reconciler.followers_of(labelled) == service
+    assert reconciler.followers_of(_elsewhere(labelled, name="new")) == service
+    assert reconciler.followers_of(_elsewhere(labelled, labels={})) == service
+    assert reconciler.followers_of(_elsewhere(labelled, name="other", labels={})) == ()
+    assert reconciler.followers_of(_elsewhere(labelled, namespace="other")) == ()
 
 
 async def test_pods_are_asked_often_while_a_revision_is_on_its_way_else_rarely() -> None:

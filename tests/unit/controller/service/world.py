@@ -15,7 +15,7 @@ from bigmodel.api import names
 from bigmodel.api.verdict import LoadTimings, Parity, Verdict, VerdictStage
 from bigmodel.controller.decision import Children, Decision, Event, Manifest, Rejection
 from bigmodel.controller.service.decide import decide
-from bigmodel.controller.service.observe import ObservedService, followed_job, observed_service
+from bigmodel.controller.service.observe import ObservedService, followed_jobs, observed_service
 from bigmodel.controller.settings import Images, Settings
 
 NAMESPACE, NAME = "ml", "mlp"
@@ -139,7 +139,7 @@ class World:
         self, owner: Manifest | None = None, job: Manifest | None = None, settings: Settings = SETTINGS
     ) -> None:
         self.owner = owner or a_service()
-        self.job = job
+        self.jobs = {str(job["metadata"]["name"]): job} if job is not None else {}
         self.settings = settings
         self.now = START
         self.objects: dict[tuple[str, str], Manifest] = {}
@@ -166,9 +166,19 @@ class World:
             {kind: tuple(found) for kind, found in by_kind.items()},
             {"Pod": tuple(self.pods.values()), "EndpointSlice": self.slices()},
         )
-        followed = followed_job(self.owner["spec"])
-        job = self.job if self.job is not None and self.job["metadata"]["name"] == followed else None
-        return observed_service(copy.deepcopy(self.owner), children, self.rejections, job, self.verdicts)
+        jobs = tuple(filter(followed_jobs(self.owner["spec"]).includes, self.jobs.values()))
+        return observed_service(copy.deepcopy(self.owner), children, self.rejections, jobs, self.verdicts)
+
+    @property
+    def job(self) -> Manifest | None:
+        """Job `mlp`."""
+        return self.jobs.get("mlp")
+
+    @job.setter
+    def job(self, job: Manifest | None) -> None:
+        self.jobs.pop("mlp", None)
+        if job is not None:
+            self.jobs[job["metadata"]["name"]] = job
 
     def decide(self) -> Decision:
         return decide(self.observe(), self.settings, self.now)
