@@ -56,20 +56,10 @@ TABLE: tuple[NotYet, ...] = (
     # BigModelService
     _only("spec.model.variant", "default"),
     _only("spec.server.backend", "auto", "python"),
-    _without("spec.route", "leave it out and use the in-cluster Service"),
     _only("spec.gates.contract", "strict"),
     _without("spec.gates.accuracy"),
     _without("spec.gates.evaluation"),
     _without("spec.gates.change"),
-    _only("spec.gates.online.maxErrorRatio", 0.01),
-    _only("spec.gates.online.maxErrorIncrease", 0.01),
-    _without("spec.gates.online.p99Milliseconds"),
-    _only("spec.rollout.strategy", "blueGreen"),
-    _only("spec.rollout.steps", [5, 25, 50]),
-    _only("spec.rollout.intervalSeconds", 60),
-    _only("spec.rollout.onDeadline", "rollback", "hold"),
-    _only("spec.rollout.onQuiet", "promote"),
-    _without("spec.rollout.pin"),
 )
 
 

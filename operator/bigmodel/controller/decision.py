@@ -33,6 +33,7 @@ NETWORK_POLICY = ResourceKind("NetworkPolicy", "networking.k8s.io/v1", "networkp
 POD_DISRUPTION_BUDGET = ResourceKind("PodDisruptionBudget", "policy/v1", "poddisruptionbudgets")
 CONTROLLER_REVISION = ResourceKind("ControllerRevision", "apps/v1", "controllerrevisions")
 HTTP_ROUTE = ResourceKind("HTTPRoute", "gateway.networking.k8s.io/v1", "httproutes")
+GRPC_ROUTE = ResourceKind("GRPCRoute", "gateway.networking.k8s.io/v1", "grpcroutes")
 NODE = ResourceKind("Node", "v1", "nodes", namespaced=False)
 # Of Kueue, in the newest version we know; discovery says which one is served.
 WORKLOAD = ResourceKind("Workload", "kueue.x-k8s.io/v1beta2", "workloads")

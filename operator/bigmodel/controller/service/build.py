@@ -75,7 +75,7 @@ def record(
     name = names.revision_name(service.name, number)
     return {
         **_kind(CONTROLLER_REVISION),
-        "metadata": _child(service, name, number),
+        "metadata": child_metadata(service, name, number),
         "data": data.wire(),
         "revision": number,
     }
@@ -85,7 +85,7 @@ def deployment(service: ObservedService, known: Record, replicas: int) -> Manife
     name = names.revision_name(service.name, known.number)
     return {
         **_kind(DEPLOYMENT),
-        "metadata": _asked(_child(service, name, known.number), ANNOTATION_REPLICAS, replicas),
+        "metadata": _asked(child_metadata(service, name, known.number), ANNOTATION_REPLICAS, replicas),
         "spec": {
             "replicas": replicas,
             "selector": {"matchLabels": selector(service.name, known.number)},
@@ -100,12 +100,12 @@ def deployment(service: ObservedService, known: Record, replicas: int) -> Manife
 def revision_service(service: ObservedService, known: Record) -> Manifest:
     """The address of one revision: dark checks go here, and a route's weights."""
     name = names.revision_name(service.name, known.number)
-    return _service(service, _child(service, name, known.number), known.number)
+    return _service(service, child_metadata(service, name, known.number), known.number)
 
 
 def stable_service(service: ObservedService, revision: int) -> Manifest:
     """The address that callers know. Its selector is the truth about which revision is stable."""
-    return _service(service, _child(service, service.name), revision)
+    return _service(service, child_metadata(service, service.name), revision)
 
 
 def _service(service: ObservedService, metadata: dict[str, Any], revision: int) -> Manifest:
@@ -125,7 +125,7 @@ def disruption_budget(service: ObservedService, revision: int) -> Manifest:
     """Drains take one pod of stable at a time; a pod that serves nobody never blocks a drain."""
     return {
         **_kind(POD_DISRUPTION_BUDGET),
-        "metadata": _child(service, service.name),
+        "metadata": child_metadata(service, service.name),
         "spec": {
             "maxUnavailable": 1,
             "selector": {"matchLabels": selector(service.name, revision)},
@@ -138,7 +138,7 @@ def network_policy(service: ObservedService) -> Manifest:
     """Inference from everywhere; verdicts and metrics for the operator and for Prometheus, wherever they run."""
     return {
         **_kind(NETWORK_POLICY),
-        "metadata": _child(service, service.name),
+        "metadata": child_metadata(service, service.name),
         "spec": {
             "podSelector": {"matchLabels": {names.LABEL_SERVICE: service.name}},
             "policyTypes": ["Ingress"],
@@ -360,7 +360,7 @@ def _labels(service: str) -> dict[str, str]:
     }
 
 
-def _child(service: ObservedService, name: str, revision: int | None = None) -> dict[str, Any]:
+def child_metadata(service: ObservedService, name: str, revision: int | None = None) -> dict[str, Any]:
     labels = _labels(service.name)
     if revision is not None:
         labels[names.LABEL_REVISION] = str(revision)

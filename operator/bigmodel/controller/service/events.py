@@ -15,7 +15,12 @@ STAGES = frozenset(
         Reason.FETCHING,
         Reason.LOADING,
         Reason.VERIFYING,
+        Reason.STEPPING,
         Reason.PROMOTING,
+        Reason.QUIET,
+        Reason.NO_DATA,
+        Reason.GATE_UNDECIDED,
+        Reason.ROUTE_PENDING,
     }
 )
 EventType = Literal["Normal", "Warning"]
@@ -29,6 +34,7 @@ def events_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple
         _accepted(old, new),
         _source(old, new),
         _revision(before, after),
+        _share(before, after),
         _progress(old, new, after),
         _outcome(old, new, after),
         _ready(old, new),
@@ -77,6 +83,16 @@ def _revision(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | No
     return Event("Normal", "RevisionCreated", note, f"r{candidate['revision']}-created")
 
 
+def _share(before: Mapping[str, Any], after: Mapping[str, Any]) -> Event | None:
+    """Each step of a canary."""
+    step, was = ((status.get("candidate") or {}).get("step") for status in (after, before))
+    candidate = after.get("candidate")
+    if step is None or candidate is None or (was or {}).get("startedAt") == step["startedAt"]:
+        return None
+    note = f"r{candidate['revision']} gets {step['weight']} % of the traffic."
+    return Event("Normal", "TrafficShifted", note, f"r{candidate['revision']}-{step['weight']}-{step['startedAt']}")
+
+
 def _progress(old: Conditions, new: Conditions, after: Mapping[str, Any]) -> Event | None:
     """Only what holds a candidate up: the stages themselves are the rollout column's."""
     condition = new[ServiceCondition.PROGRESSING]
@@ -88,7 +104,9 @@ def _progress(old: Conditions, new: Conditions, after: Mapping[str, Any]) -> Eve
     if candidate is None and new[ServiceCondition.PROMOTED]["status"] == "False":
         return None  # told by the outcome
     subject = f"r{candidate['revision']}" if candidate else f"generation-{condition['observedGeneration']}"
-    kind: EventType = "Normal" if condition["reason"] in {Reason.PAUSED, Reason.SCALED_TO_ZERO} else "Warning"
+    kind: EventType = (
+        "Normal" if condition["reason"] in {Reason.PAUSED, Reason.SCALED_TO_ZERO, Reason.ROLLOUTS_QUEUED} else "Warning"
+    )
     return Event(kind, condition["reason"], condition["message"], f"{subject}-{condition['reason']}")
 
 

@@ -6,13 +6,14 @@ Rebuilt at each pass from the selector of Service `<svc>` and the records; no me
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from bigmodel.controller.service import messages
+from bigmodel.controller.service import messages, orders
 from bigmodel.controller.service.diagnosis import Diagnosis, diagnose
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
 from bigmodel.controller.service.revision import Attempt, Outcome, Record, RevisionInputs, inputs, next_number
 from bigmodel.controller.service.selection import select
 from bigmodel.controller.service.source import Artifact, Source, resolve
+from bigmodel.controller.service.stepping import Ending, Move, cooling_failure, next_move, rollback_window_seconds
 from bigmodel.controller.settings import Settings
 
 
@@ -34,6 +35,14 @@ class Ledger:
     previous: Record | None  # stable before, still warm
     wanted_record: Record | None  # the record of what is wanted, whatever became of it
     diagnoses: dict[int, Diagnosis]  # of stable and candidate
+    move: Move | None = None  # what to do with the candidate, until it is stable
+    cooling: Ending | None = None  # why stable must give way to the one before, which is still warm
+
+    @property
+    def falling_back(self) -> bool:
+        """Stable failed after its promotion; the address goes back to the one before."""
+        ended = self.stable.outcome if self.stable is not None else None
+        return ended is not None and ended.result != "Promoted" and self.previous is not None
 
     @property
     def promoting(self) -> bool:
@@ -67,24 +76,30 @@ def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> 
     stable = service.record(service.selected)
     candidate = next((record for record in newest_first if record.open), None)
     same = [record for record in newest_first if wanted and record.data.fingerprint == wanted.fingerprint]
+    wanted_record = next((record for record in same if record is stable), None) or next(iter(same), None)
+    pin = service.spec.rollout.pin
+    if pin is not None:
+        wanted_record = service.record(pin.revision) or stable
+        wanted = _as_recorded(wanted_record) if wanted_record else None
+    diagnoses = {
+        record.number: diagnose(
+            record, service.pods_of(record.number), service.deployments.get(record.number), service.namespace, now
+        )
+        for record in (stable, candidate)
+        if record is not None
+    }
+    previous = _previous(service, stable, candidate, now)
+    rolling = candidate is not None and candidate is not stable
     return Ledger(
         source=source,
         wanted=wanted,
         stable=stable,
         candidate=candidate,
-        previous=_previous(service, stable, candidate, now),
-        wanted_record=next((record for record in same if record is stable), None) or next(iter(same), None),
-        diagnoses={
-            record.number: diagnose(
-                record,
-                service.pods_of(record.number),
-                service.deployments.get(record.number),
-                service.namespace,
-                now,
-            )
-            for record in (stable, candidate)
-            if record is not None
-        },
+        previous=previous,
+        wanted_record=wanted_record,
+        diagnoses=diagnoses,
+        move=next_move(service, stable, candidate, diagnoses[candidate.number], now) if rolling and candidate else None,
+        cooling=cooling_failure(service, stable) if stable and not stable.open and previous else None,
     )
 
 
@@ -101,17 +116,24 @@ def _source(service: ObservedService, settings: Settings, now: datetime) -> Sour
     return select(spec.model, service.jobs, newest_first, is_rejected, settings.store, now)
 
 
+def _as_recorded(record: Record) -> Wanted:
+    return Wanted(record.data.inputs, record.data.artifact(), record.data.fingerprint)
+
+
 def _previous(
     service: ObservedService, stable: Record | None, candidate: Record | None, now: datetime
 ) -> Record | None:
     """What served before stable: until the switch is written down, then while its window lasts.
 
-    A new candidate ends the window: two revisions at most have pods.
+    A new candidate ends the window: two revisions at most have pods. Not so once stable failed in it.
     """
     assert service.spec is not None
-    if stable is None or (candidate is not None and candidate is not stable):
+    if stable is None:
         return None
-    window = timedelta(seconds=service.spec.rollout.rollback_window_seconds)
+    failed = stable.outcome is not None and stable.outcome.result != "Promoted"
+    if candidate is not None and candidate is not stable and not failed:
+        return None
+    window = timedelta(seconds=rollback_window_seconds(service))
     if stable.outcome is not None and now >= stable.outcome.at + window:
         return None
     former = [
@@ -130,6 +152,7 @@ def next_record_write(service: ObservedService, ledger: Ledger, now: datetime) -
     return (
         _promoted(service, ledger, now)
         or _superseded(service, ledger, now)
+        or next_order(service, ledger, now)
         or (None if service.spec.server.replicas == 0 else _ended(service, ledger, now) or _reopened(ledger, now))
     )
 
@@ -138,6 +161,8 @@ def needs_record(service: ObservedService, ledger: Ledger) -> int | None:
     """The number of the record to make for what is wanted and was never recorded."""
     assert service.spec is not None
     if ledger.wanted is None or ledger.wanted_record is not None or service.spec.server.replicas == 0:
+        return None
+    if ledger.falling_back:
         return None
     return next_number(service.name, service.taken_names)
 
@@ -152,15 +177,25 @@ def _promoted(service: ObservedService, ledger: Ledger, now: datetime) -> Record
     if not service.endpoints or not service.endpoints <= pods:
         return None
     verification = diagnosis.verification
+    reason, message = _how_promoted(service, stable)
     outcome = Outcome(
         result="Promoted",
-        reason=Reason.PROMOTED,
-        message=messages.promoted(stable.number),
+        reason=reason,
+        message=message,
         at=now,
         verified=verification.message if verification else None,
         verified_reason=verification.reason if verification else None,
     )
     return RecordWrite(stable, outcome, stable.attempt)
+
+
+def _how_promoted(service: ObservedService, stable: Record) -> tuple[Reason, str]:
+    if stable.attempt.approved:
+        return Reason.PROMOTED, messages.promoted_by_user(stable.number)
+    split = service.route.split if service.route is not None else None
+    if split is not None and split.stable == stable.number and split.synthetic:
+        return Reason.ON_SYNTHETIC_TRAFFIC, messages.promoted_on_synthetic_traffic(stable.number)
+    return Reason.PROMOTED, messages.promoted(stable.number)
 
 
 def _superseded(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWrite | None:
@@ -173,8 +208,32 @@ def _superseded(service: ObservedService, ledger: Ledger, now: datetime) -> Reco
     return None
 
 
+def next_order(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWrite | None:
+    """The first annotation of the user that has not had its effect yet, or whose mark may go."""
+    for order, number in service.orders.items():
+        record = service.record(number)
+        if record is None or order in record.attempt.acted:
+            continue
+        rolling = record is ledger.candidate and not ledger.promoting
+        if order == orders.PROMOTE and rolling:
+            return RecordWrite(record, None, orders.approved(record))
+        cools = record is ledger.stable and ledger.previous is not None and not record.open
+        if order == orders.ABORT and (rolling or cools) and not ledger.falling_back:
+            return RecordWrite(record, *orders.aborted(record, now))
+        ended = record.outcome is not None and record.outcome.result != "Promoted" and record is not ledger.stable
+        if order == orders.RETRY and ended and record is ledger.wanted_record:
+            return RecordWrite(record, None, orders.retried(record, now))
+    for record in service.records:
+        attempt = orders.forgotten(record, dict(service.orders))
+        if attempt is not None:
+            return RecordWrite(record, record.outcome, attempt)
+    return None
+
+
 def _ended(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWrite | None:
-    """A candidate whose trouble ends its attempt, or that took too long."""
+    """A candidate whose trouble or gate ends its attempt, or that took too long; a stable that fails while it cools."""
+    if ledger.cooling is not None and ledger.stable is not None and not ledger.falling_back and not ledger.promoting:
+        return _ending(ledger.stable, ledger.cooling, now)
     candidate = ledger.candidate
     if candidate is None or ledger.promoting:
         return None
@@ -184,7 +243,14 @@ def _ended(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWri
             result=trouble.ends, reason=trouble.reason, message=trouble.message, at=now, gate=trouble.gate
         )
         return RecordWrite(candidate, outcome, candidate.attempt)
+    if ledger.move is not None and ledger.move.ends is not None:
+        return _ending(candidate, ledger.move.ends, now)
     return _too_long(service, ledger, candidate, now)
+
+
+def _ending(record: Record, ending: Ending, now: datetime) -> RecordWrite:
+    outcome = Outcome(result=ending.result, reason=ending.reason, message=ending.message, at=now, gate=ending.gate)
+    return RecordWrite(record, outcome, record.attempt)
 
 
 def _too_long(service: ObservedService, ledger: Ledger, candidate: Record, now: datetime) -> RecordWrite | None:
@@ -196,7 +262,11 @@ def _too_long(service: ObservedService, ledger: Ledger, candidate: Record, now: 
     if now < candidate.attempt.since + timedelta(seconds=rollout.deadline_seconds):
         return None
     diagnosis = ledger.diagnoses[candidate.number]
-    doing = diagnosis.trouble.message if diagnosis.trouble else f"it was {diagnosis.stage.lower()}."
+    if rollout.on_deadline == "promote" and diagnosis.verified:
+        return None  # the next move does it
+    waits = ledger.move.waits if ledger.move else None
+    doing = waits[1] if waits else f"it was {diagnosis.stage.lower()}."
+    doing = diagnosis.trouble.message if diagnosis.trouble else doing
     message = messages.rollout_deadline_exceeded(rollout.deadline_seconds, doing)
     outcome = Outcome(
         result="Aborted", reason=Reason.ROLLOUT_DEADLINE_EXCEEDED, message=message, at=now, gate="deadline"
@@ -209,26 +279,35 @@ def _reopened(ledger: Ledger, now: datetime) -> RecordWrite | None:
     record = ledger.wanted_record
     if record is None or record is ledger.stable or record.outcome is None:
         return None
+    acted = record.attempt.acted
     if record.outcome.result == "Promoted":
-        return RecordWrite(record, None, Attempt(number=1, since=now))
+        return RecordWrite(record, None, Attempt(since=now, back=record is ledger.previous, acted=acted))
     retry_at = record.retry_at()
     if retry_at is None or now < retry_at:
         return None
     nothing_was_wrong = record.outcome.reason == Reason.SUPERSEDED
     number = record.attempt.number if nothing_was_wrong else record.attempt.number + 1
-    return RecordWrite(record, None, Attempt(number=number, since=now))
+    return RecordWrite(record, None, Attempt(number=number, since=now, acted=acted))
 
 
 def may_promote(service: ObservedService, ledger: Ledger) -> bool:
     """Full size before the switch: no pod gets more load than stable's pods did. The first revision needs one pod."""
-    assert service.spec is not None
-    candidate, replicas = ledger.candidate, service.spec.server.replicas
-    if candidate is None or ledger.promoting or service.spec.rollout.paused or replicas == 0:
+    if ledger.candidate is None or ledger.move is None:
         return False
-    diagnosis = ledger.diagnoses[candidate.number]
-    if diagnosis.trouble is not None and diagnosis.trouble.ends is not None:
+    trouble = ledger.diagnoses[ledger.candidate.number].trouble
+    return (
+        ledger.move.promote
+        and not waits_for_slot(service, ledger)
+        and not (trouble is not None and trouble.ends is not None)
+    )
+
+
+def waits_for_slot(service: ObservedService, ledger: Ledger) -> bool:
+    """A candidate beside stable that has no pods yet, while as many rollouts as allowed are under way elsewhere."""
+    candidate = ledger.candidate
+    if candidate is None or ledger.stable is None or ledger.promoting or service.surroundings.slot:
         return False
-    return len(diagnosis.verified) >= (1 if service.selected is None else replicas)
+    return candidate.number not in service.deployments
 
 
 def short_digest(digest: str) -> str:

@@ -6,12 +6,15 @@ Pure. A text that comes from outside (a scheduler, a store, Triton, a verifier) 
 from datetime import datetime
 from enum import StrEnum
 
+from bigmodel.api.service import GateResult
+
 MESSAGE_CHARACTERS = 1024
 
 
 class Reason(StrEnum):
     # Accepted
     ACCEPTED = "Accepted"
+    ROUTE_NOT_SERVED = "RouteNotServed"
     INVALID_SPEC = "InvalidSpec"
     NOT_SERVED = "NotServed"
     # SourceAvailable
@@ -32,7 +35,10 @@ class Reason(StrEnum):
     LOADING = "Loading"
     VERIFYING = "Verifying"
     PAUSED = "Paused"
+    STEPPING = "Stepping"
     PROMOTING = "Promoting"
+    COOLING = "Cooling"
+    ROLLING_BACK = "RollingBack"
     ROLLOUT_COMPLETE = "RolloutComplete"
     SCALED_TO_ZERO = "ScaledToZero"
     # What holds a candidate up and heals by itself once its cause is gone
@@ -50,6 +56,14 @@ class Reason(StrEnum):
     FETCH_FAILED = "FetchFailed"
     VOLUME_FAILED = "VolumeFailed"
     VERIFIER_CRASH_LOOP = "VerifierCrashLoop"
+    ROLLOUTS_QUEUED = "RolloutsQueued"
+    HOSTNAME_TAKEN = "HostnameTaken"
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
+    ROUTE_PENDING = "RoutePending"
+    QUIET = "Quiet"
+    NO_DATA = "NoData"
+    GATE_UNDECIDED = "GateUndecided"
+    PIN_NOT_FOUND = "PinNotFound"
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
     ROLLOUT_DEADLINE_EXCEEDED = "RolloutDeadlineExceeded"
     # What rejects a candidate for good
@@ -63,6 +77,10 @@ class Reason(StrEnum):
     PARITY_FAILED = "ParityFailed"
     GOLDEN_REQUEST_FAILED = "GoldenRequestFailed"
     VERIFICATION_FAILED = "VerificationFailed"
+    ONLINE_GATE_FAILED = "OnlineGateFailed"
+    # What ends a candidate that may not be at fault
+    ROUTE_NOT_EFFECTIVE = "RouteNotEffective"
+    ABORTED_BY_USER = "AbortedByUser"
     # ModelVerified
     GOLDEN_MATCHED = "GoldenMatched"
     NO_GOLDEN = "NoGolden"
@@ -70,6 +88,7 @@ class Reason(StrEnum):
     # Promoted
     ROLLOUT_IN_PROGRESS = "RolloutInProgress"
     PROMOTED = "Promoted"
+    ON_SYNTHETIC_TRAFFIC = "OnSyntheticTraffic"
     REJECTED = "Rejected"
     ABORTED = "Aborted"
     SUPERSEDED = "Superseded"
@@ -107,6 +126,13 @@ def accepted() -> str:
 
 def invalid_spec(problems: list[str]) -> str:
     return cut("; ".join(problems) + ". Change the field and apply again.")
+
+
+def route_not_served() -> str:
+    return (
+        "Every field is valid, but this cluster has no Gateway API, so spec.route has no effect: a candidate is "
+        "verified dark and takes all traffic at once. Install the Gateway API and a controller, or remove the field."
+    )
 
 
 # SourceAvailable
@@ -209,6 +235,105 @@ def stage(revision: int, what: str, ready: int, wanted: int, stable: int | None)
 
 def paused(revision: int) -> str:
     return f"{_name(revision)} is verified and waits: spec.rollout.paused is true. Set it to false to promote."
+
+
+def held_at(revision: int, weight: int) -> str:
+    return (
+        f"{_name(revision)} stays at {weight} % of the traffic: spec.rollout.paused is true. Set it to false to go on; "
+        "a failing gate still rolls back."
+    )
+
+
+def stepping(revision: int, weight: int, stable: int | None, ready: int, wanted: int) -> str:
+    kept = f"{_name(stable)} has the rest" if stable else "nothing has the rest"
+    return f"{_name(revision)} has {weight} % of the traffic with {ready} of {wanted} pods verified; {kept}."
+
+
+def cooling(revision: int, previous: int) -> str:
+    return (
+        f"{_name(revision)} serves all traffic; {_name(previous)} is kept warm, and gets it back if a gate of "
+        "spec.gates.online fails."
+    )
+
+
+def rolling_back(revision: int, stable: int | None) -> str:
+    kept = f"{_name(stable)} has all traffic" if stable else "nothing serves"
+    return f"{_name(revision)} gets no more requests and finishes those it has; {kept}."
+
+
+def stepping_down(seconds: int | None) -> str:
+    known = f"about {seconds} s" if seconds is not None else "as long as a start of the pods"
+    return f"spec.rollout.strategy is recreate: nothing answers for {known}."
+
+
+def rollouts_queued(revision: int) -> str:
+    return (
+        f"{_name(revision)} waits for its turn: as many rollouts as the chart's rollout.maxConcurrent allows are under "
+        "way in this cluster. Nothing to do; stable serves on."
+    )
+
+
+def hostname_taken(rival: str) -> str:
+    return cut(
+        f"The older bms/{rival} has a route with the same host name on the same Gateway, so this one's traffic is not "
+        "moved. Change spec.route.hostnames of one of the two."
+    )
+
+
+def route_not_accepted(route: str, reason: str, text: str) -> str:
+    return cut(
+        f"The gateway refuses HTTPRoute {route}: {reason}: {quote(text)}. Nothing is moved until it accepts: check "
+        "spec.route and the Gateway's listeners and allowedRoutes."
+    )
+
+
+def route_pending(route: str) -> str:
+    return (
+        f"No gateway has taken up HTTPRoute {route} as it is now. If this lasts, check that spec.route.parentRefs "
+        "names a Gateway that a controller runs."
+    )
+
+
+def no_data(revision: int) -> str:
+    return (
+        f"Not every pod of {_name(revision)} says what it saw, so it gets no further share. If this lasts, check that "
+        f"the operator reaches port 8271 of the pods."
+    )
+
+
+def quiet(revision: int) -> str:
+    return (
+        f"{_name(revision)} waits for users' requests: hardly any arrive, and spec.rollout.onQuiet is hold. Send some, "
+        f"or promote it: kubectl annotate bms … bigmodel.io/promote={revision}"
+    )
+
+
+def synthetic_pending(revision: int, golden: int) -> str:
+    return (
+        f"Hardly any request of a user arrives, so golden requests decide on {_name(revision)}: {golden} of 200 so far."
+    )
+
+
+def no_request_yet(revision: int) -> str:
+    return f"No request has reached {_name(revision)} at this share yet; it goes on when some have."
+
+
+def undecided(revision: int, gate: GateResult) -> str:
+    return cut(
+        f"{_name(revision)} waits for certainty: {gate.name} are {gate.value}, {gate.limit} (spec.gates.online). "
+        "Nothing to do: it goes on with the requests to come, spec.rollout.onDeadline says what happens without."
+    )
+
+
+def pin_not_found(revision: int) -> str:
+    return (
+        f"spec.rollout.pin names revision {revision}, which has no record any more (20 are kept), so nothing is "
+        "changed. Name one of status.history, or remove the pin."
+    )
+
+
+def pinned(revision: int) -> str:
+    return f"{_name(revision)} serves and is pinned: newer models are held until spec.rollout.pin is removed."
 
 
 def rollout_complete(revision: int) -> str:
@@ -364,13 +489,45 @@ def promoted(revision: int) -> str:
     return f"{_name(revision)} serves all traffic."
 
 
+def promoted_by_user(revision: int) -> str:
+    return f"{_name(revision)} serves all traffic: promoted by the annotation bigmodel.io/promote."
+
+
+def promoted_on_synthetic_traffic(revision: int) -> str:
+    return f"{_name(revision)} serves all traffic: hardly any user asked, so its golden requests decided."
+
+
+def gate_failed(revision: int, gate: GateResult, field: str, stable: int | None) -> str:
+    kept = f"{_name(stable)} serves all traffic" if stable else "the revision before takes over"
+    return cut(
+        f"{_name(revision)} is rolled back: {gate.name} were {gate.value}, {gate.limit} (spec.gates.online.{field}). "
+        f"{kept}; a change of spec.model starts a new rollout."
+    )
+
+
+def route_not_effective(revision: int, weight: int, requests: int) -> str:
+    return (
+        f"{_name(revision)} was to get {weight} % of the traffic and got none, while {requests} requests reached "
+        "stable: the gateway does not follow the route. Check its controller; the rollout is tried again by itself."
+    )
+
+
+def aborted_by_user(revision: int) -> str:
+    return (
+        f"{_name(revision)} was given up by the annotation bigmodel.io/abort. Try it again with "
+        f"bigmodel.io/retry={revision}, or change spec.model."
+    )
+
+
 def rejected(revision: int, text: str, stable: int | None) -> str:
     kept = f"{_name(stable)} keeps all traffic" if stable else "nothing serves"
     return cut(f"{_name(revision)} was rejected and is not tried again by itself; {kept}. {text}")
 
 
-def aborted(revision: int, text: str, stable: int | None, retry_at: datetime) -> str:
+def aborted(revision: int, text: str, stable: int | None, retry_at: datetime | None) -> str:
     kept = f"{_name(stable)} keeps all traffic" if stable else "nothing serves"
+    if retry_at is None:
+        return cut(f"{_name(revision)} was given up; {kept}. {text}")
     return cut(f"{_name(revision)} was given up for now and is tried again at {retry_at:%H:%M:%S} UTC; {kept}. {text}")
 
 
@@ -437,6 +594,13 @@ def fewer_ready(ready: int, wanted: int, why: str) -> str:
 
 def as_wanted(ready: int) -> str:
     return f"{ready} pod{'s' if ready != 1 else ''} wanted and verified."
+
+
+def stable_fails(revision: int, gate: GateResult) -> str:
+    return cut(
+        f"{_name(revision)} serves, but {gate.name} were {gate.value}, {gate.limit} (spec.gates.online), and there "
+        "is no warm revision to go back to. See kubectl logs -c server, or pin an earlier one with spec.rollout.pin."
+    )
 
 
 def not_serving() -> str:

@@ -1,7 +1,7 @@
 """What is there: the service, its records and their children, as immutable facts. Reads manifests, judges nothing."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,8 @@ from bigmodel.controller.decision import (
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
     NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
@@ -24,10 +26,13 @@ from bigmodel.controller.decision import (
     Rejection,
 )
 from bigmodel.controller.service.revision import Record, record_of
+from bigmodel.controller.service.route import ObservedRoute, observed_route
 
 # What we asked of a child, beside it: a field that says otherwise was edited by somebody else.
 ANNOTATION_REPLICAS = f"{names.GROUP}/replicas"  # of a Deployment
 ANNOTATION_SELECTS = f"{names.GROUP}/selects"  # the revision that a Service stands for
+# What a user tells about one revision, by its number, on the BigModelService.
+ORDERS = ("promote", "abort", "retry")
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,16 @@ class ObservedAddress:
 
 
 @dataclass(frozen=True)
+class Surroundings:
+    """What is around the service in its cluster."""
+
+    route_served: bool = False  # the API server knows HTTPRoutes
+    grpc_route_served: bool = False
+    rival: str | None = None  # the older service, "namespace/name", whose route has one of this one's host names
+    slot: bool = True  # one of the rollouts that the cluster may have at once
+
+
+@dataclass(frozen=True)
 class ObservedService:
     """One BigModelService and all that is of it. `spec` is None where it can't be served; `problems` say why."""
 
@@ -111,6 +126,14 @@ class ObservedService:
     disruption_budget: str | None = None  # UID
     pods: tuple[ObservedPod, ...] = ()  # not those being deleted
     rejections: tuple[Rejection, ...] = ()
+    route: ObservedRoute | None = None
+    grpc_route: ObservedRoute | None = None
+    orders: Mapping[str, int] = field(default_factory=dict)  # ORDERS, each with its revision
+    surroundings: Surroundings = Surroundings()
+
+    @property
+    def route_served(self) -> bool:
+        return self.surroundings.route_served
 
     def pods_of(self, revision: int) -> tuple[ObservedPod, ...]:
         return tuple(pod for pod in self.pods if pod.revision == revision)
@@ -125,6 +148,7 @@ def observed_service(
     rejections: tuple[Rejection, ...],
     jobs: tuple[Manifest, ...],
     verdicts: Mapping[str, Verdict],
+    surroundings: Surroundings = Surroundings(),
 ) -> ObservedService:
     """`verdicts` by pod UID."""
     metadata = owner["metadata"]
@@ -163,7 +187,17 @@ def observed_service(
             sorted(observed_pods(name, children.related(POD), verdicts), key=lambda pod: (pod.created, pod.name))
         ),
         rejections=rejections,
+        route=_route(name, children.of(HTTP_ROUTE)),
+        grpc_route=_route(name, children.of(GRPC_ROUTE)),
+        orders=_orders(metadata.get("annotations") or {}),
+        surroundings=surroundings,
     )
+
+
+def with_verdicts(service: ObservedService, verdicts: Mapping[str, Verdict]) -> ObservedService:
+    """The same facts, and what the verifiers said since."""
+    pods = tuple(replace(pod, verdict=verdicts.get(pod.uid)) for pod in service.pods)
+    return replace(service, pods=pods)
 
 
 def parsed_spec(spec: Manifest) -> tuple[ServiceSpec | None, tuple[str, ...]]:
@@ -216,6 +250,17 @@ def _at(node: Any, *path: str) -> Any:
     for name in path:
         node = node.get(name) if isinstance(node, dict) else None
     return node
+
+
+def _route(service: str, routes: Iterable[Manifest]) -> ObservedRoute | None:
+    found = next((route for route in routes if route["metadata"]["name"] == service), None)
+    return None if found is None else observed_route(service, found)
+
+
+def _orders(annotations: Mapping[str, str]) -> dict[str, int]:
+    """What can't be read is no order; "7" and "r7" are both revision 7."""
+    found = {order: annotations.get(f"{names.GROUP}/{order}", "").removeprefix("r") for order in ORDERS}
+    return {order: int(text) for order, text in found.items() if text.isdigit()}
 
 
 def _revision_label(manifest: Manifest) -> int | None:

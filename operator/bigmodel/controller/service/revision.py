@@ -147,6 +147,9 @@ class Attempt(Model):
 
     number: int = 1
     since: datetime
+    back: bool = False  # to what served before and is still warm: an immediate switch
+    approved: bool = False  # by the user: no more steps, no more evidence
+    acted: list[Text] = Field(default_factory=list, max_length=8)  # annotations of the user that have had their effect
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,8 @@ class Record:
             return None
         if self.outcome.reason == "Superseded":
             return self.outcome.at  # nothing was wrong with it
+        if self.outcome.reason == "AbortedByUser":
+            return None
         backoff = min(BACKOFF_SECONDS * 2 ** min(self.attempt.number - 1, 16), LONGEST_BACKOFF_SECONDS)
         return self.outcome.at + timedelta(seconds=backoff)
 
@@ -195,13 +200,13 @@ def record_of(manifest: Manifest) -> Record | None:
         return None
 
 
-def story(outcome: Outcome | None, attempt: Attempt) -> dict[str, str | None]:
+def story(record: Record, outcome: Outcome | None, attempt: Attempt) -> dict[str, str | None]:
     """A record's annotations. They are patched, not applied with the rest: `data` is immutable to the byte, and
     server-side apply writes its JSON anew.
     """
     return {
         ANNOTATION_OUTCOME: _json(outcome) if outcome is not None else None,
-        ANNOTATION_ATTEMPT: _json(attempt) if attempt.number > 1 else None,
+        ANNOTATION_ATTEMPT: _json(attempt) if attempt != Attempt(since=record.created) else None,
     }
 
 

@@ -15,15 +15,18 @@ from bigmodel.api.service import (
     ServedModel,
     ServiceStatus,
     StableRevision,
+    Traffic,
 )
 from bigmodel.controller.conditions import ConditionStatus, find, set_condition
 from bigmodel.controller.decision import Manifest, Rejection
 from bigmodel.controller.service import build, messages
 from bigmodel.controller.service.diagnosis import Diagnosis, Verification
-from bigmodel.controller.service.ledger import Ledger, may_promote, short_digest
+from bigmodel.controller.service.ledger import Ledger, may_promote, short_digest, waits_for_slot
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
+from bigmodel.controller.service.online import STEP, Seen, judge, seen
 from bigmodel.controller.service.revision import Outcome, Record
+from bigmodel.controller.service.stepping import SETTLE_SECONDS, rollback_window_seconds, route_trouble, strategy
 from bigmodel.controller.settings import Settings
 
 HISTORY = 5
@@ -58,7 +61,7 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
     """The complete status."""
     assert service.spec is not None
     told: dict[ServiceCondition, Told] = {
-        ServiceCondition.ACCEPTED: ("True", Reason.ACCEPTED, messages.accepted()),
+        ServiceCondition.ACCEPTED: _accepted(service),
         ServiceCondition.SOURCE_AVAILABLE: _source_available(ledger),
         ServiceCondition.MODEL_VERIFIED: _model_verified(ledger),
         ServiceCondition.PROGRESSING: _progressing(service, ledger),
@@ -68,17 +71,19 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
     }
     stable, candidate = ledger.stable, ledger.candidate
     serves = service.selected is not None
+    http, grpc = _urls(service, settings)
     status = ServiceStatus(
         observed_generation=service.generation,
-        phase=_phase(service, ledger, told),
+        phase=_phase(service, ledger, told, now),
         conditions=[],
         message=_message(ledger, told),
-        url=build.stable_url(service.name, service.namespace, settings) if serves else None,
-        grpc_url=build.stable_grpc_url(service.name, service.namespace, settings) if serves else None,
+        url=http if serves else None,
+        grpc_url=grpc if serves else None,
         model=ServedModel(name=service.spec.model.name or service.name),
         replicas=_replicas(service, ledger),
-        stable=_stable(stable) if stable else None,
-        candidate=_candidate(service, ledger, candidate) if candidate else None,
+        stable=_stable(service, stable) if stable else None,
+        candidate=_candidate(service, ledger, candidate) if candidate else _leaving(service, ledger, now),
+        traffic=_traffic(service, ledger),
         rollout=_rollout(service, ledger, now),
         selector=_selector(service) if serves else None,
         gates=_gates(ledger),
@@ -97,7 +102,27 @@ def _conditions(service: ObservedService, told: dict[ServiceCondition, Told], no
     return [condition.wire() for condition in conditions]
 
 
+def _urls(service: ObservedService, settings: Settings) -> tuple[str, str]:
+    """HTTP and gRPC: the route's host where traffic goes through it, else the address inside the cluster."""
+    assert service.spec is not None
+    route = service.spec.route
+    if route is None or service.route is None:
+        http = build.stable_url(service.name, service.namespace, settings)
+        return http, build.stable_grpc_url(service.name, service.namespace, settings)
+    return f"http://{route.hostnames[0]}", f"{(route.grpc_hostnames or route.hostnames)[0]}:80"
+
+
 # The conditions
+
+
+def _accepted(service: ObservedService) -> Told:
+    assert service.spec is not None
+    if service.spec.route is not None and not service.route_served:
+        return "True", Reason.ROUTE_NOT_SERVED, messages.route_not_served()
+    pin = service.spec.rollout.pin
+    if pin is not None and service.record(pin.revision) is None:
+        return "False", Reason.PIN_NOT_FOUND, messages.pin_not_found(pin.revision)
+    return "True", Reason.ACCEPTED, messages.accepted()
 
 
 def _source_available(ledger: Ledger) -> Told:
@@ -134,9 +159,11 @@ def _progressing(service: ObservedService, ledger: Ledger) -> Told:
     if failure is not None:
         return "False", failure.reason, failure.message
     if ledger.wanted is not None and ledger.wanted_record is None:
-        return "True", Reason.PREPARING, messages.record_pending()
+        return "True", Reason.PREPARING, _record_pending(service, ledger)
     if ledger.stable is not None:
-        return "False", Reason.ROLLOUT_COMPLETE, messages.rollout_complete(ledger.stable.number)
+        pinned = service.spec.rollout.pin is not None and service.spec.rollout.pin.revision == ledger.stable.number
+        told = messages.pinned if pinned else messages.rollout_complete
+        return "False", Reason.ROLLOUT_COMPLETE, told(ledger.stable.number)
     return "False", Reason.WAITING_FOR_SOURCE, messages.waiting_for_source()
 
 
@@ -153,14 +180,36 @@ def _rolling(service: ObservedService, ledger: Ledger, candidate: Record, diagno
     if diagnosis.trouble is not None and not ledger.promoting:
         return "False", diagnosis.trouble.reason, diagnosis.trouble.message
     wanted, ready = service.spec.server.replicas, len(diagnosis.verified)
+    if waits_for_slot(service, ledger):
+        return "True", Reason.ROLLOUTS_QUEUED, messages.rollouts_queued(candidate.number)
+    move = ledger.move
+    stage: Reason
     if ledger.promoting or may_promote(service, ledger):
         stage, stable = Reason.PROMOTING, None if ledger.promoting else ledger.stable
-    elif service.spec.rollout.paused and ready >= wanted:
-        return "True", Reason.PAUSED, messages.paused(candidate.number)
+    elif move is not None and move.waits is not None:
+        status: ConditionStatus = "False" if move.waits[0] in GATEWAY_TROUBLES else "True"
+        return status, *move.waits
+    elif move is not None and move.weight > 0:
+        stable_number = ledger.stable.number if ledger.stable else None
+        message = messages.stepping(candidate.number, move.weight, stable_number, ready, move.size)
+        return "True", Reason.STEPPING, message
     else:
         stage, stable = diagnosis.stage, ledger.stable
+        wanted = move.size if move is not None else wanted
     traffic = stable.number if stable is not None and stable is not candidate else None
     return "True", stage, messages.stage(candidate.number, stage.lower(), ready, wanted, traffic)
+
+
+# What a user or an administrator must change; the rest only takes its time.
+GATEWAY_TROUBLES = frozenset({Reason.HOSTNAME_TAKEN, Reason.ROUTE_NOT_ACCEPTED})
+
+
+def _record_pending(service: ObservedService, ledger: Ledger) -> str:
+    """With recreate also how long nothing will answer, before it begins."""
+    if ledger.stable is None or strategy(service) != "recreate":
+        return messages.record_pending()
+    known = ledger.diagnoses[ledger.stable.number].timings.model_dump(exclude_none=True)
+    return f"{messages.record_pending()} {messages.stepping_down(sum(known.values()) or None)}"
 
 
 def _failure(ledger: Ledger) -> Outcome | None:
@@ -181,9 +230,11 @@ def _promoted(service: ObservedService, ledger: Ledger) -> Told:
         if failure.result == "Rejected":
             return "False", Reason.REJECTED, messages.rejected(record.number, failure.message, stable)
         retry_at = record.retry_at()
-        assert retry_at is not None
         return "False", Reason.ABORTED, messages.aborted(record.number, failure.message, stable, retry_at)
     if stable is not None and (ledger.wanted is None or record is ledger.stable):
+        outcome = ledger.stable.outcome if ledger.stable else None
+        if outcome is not None and outcome.result == "Promoted":
+            return "True", outcome.reason, outcome.message
         return "True", Reason.PROMOTED, messages.promoted(stable)
     if ledger.wanted is None:
         return "Unknown", Reason.WAITING_FOR_SOURCE, messages.waiting_for_source()
@@ -199,10 +250,12 @@ def _ready(service: ObservedService, ledger: Ledger, settings: Settings) -> Told
         return "False", Reason.SCALED_TO_ZERO, messages.scaled_to_zero()
     if service.selected is None:
         return "False", Reason.NO_VERIFIED_REVISION, messages.no_verified_revision()
+    trouble = route_trouble(service)
+    if trouble is not None and (trouble[0] in GATEWAY_TROUBLES or not (service.route and service.route.accepted)):
+        return "False", *trouble
     serving = service.endpoints & {pod.uid for pod in service.pods if pod.ready_since is not None}
     if serving:
-        url = build.stable_url(service.name, service.namespace, settings)
-        return "True", Reason.SERVING, messages.serving(url)
+        return "True", Reason.SERVING, messages.serving(_urls(service, settings)[0])
     if ledger.promoting and ledger.previous is None:
         return "False", Reason.ENDPOINTS_PENDING, messages.endpoints_pending(service.selected)
     return "False", Reason.NO_READY_ENDPOINT, messages.no_ready_endpoint(_why_stable_lacks(ledger))
@@ -215,6 +268,10 @@ def _degraded(service: ObservedService, ledger: Ledger) -> Told:
     ready, wanted = len(ledger.diagnoses[ledger.stable.number].verified), service.spec.server.replicas
     if ready < wanted:
         return "True", Reason.FEWER_READY, messages.fewer_ready(ready, wanted, _why_stable_lacks(ledger))
+    whole = seen(service.pods_of(ledger.stable.number), STEP)
+    failed = judge(service.spec.gates.online, whole, whole, Seen(), Seen(), ledger.stable.created).failed
+    if failed is not None:
+        return "True", Reason.ONLINE_GATE_FAILED, messages.stable_fails(ledger.stable.number, failed)
     return "False", Reason.AS_WANTED, messages.as_wanted(wanted)
 
 
@@ -226,7 +283,7 @@ def _why_stable_lacks(ledger: Ledger) -> str:
 # The rest of the status
 
 
-def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition, Told]) -> Any:
+def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition, Told], now: datetime) -> Any:
     assert service.spec is not None
     if service.spec.server.replicas == 0:
         return "ScaledToZero"
@@ -238,6 +295,8 @@ def _phase(service: ObservedService, ledger: Ledger, told: dict[ServiceCondition
         return "Preparing"
     if told[ServiceCondition.READY][0] == "False" or told[ServiceCondition.DEGRADED][0] == "True":
         return "Degraded"
+    if ledger.falling_back or _leaving_record(service, ledger, now) is not None:
+        return "RollingBack"
     return "Serving" if ledger.candidate is None else "RollingOut"
 
 
@@ -263,13 +322,15 @@ def _replicas(service: ObservedService, ledger: Ledger) -> ReplicaCounts:
     return ReplicaCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
 
 
-def _stable(record: Record) -> StableRevision:
+def _stable(service: ObservedService, record: Record) -> StableRevision:
     data = record.data
+    split = service.route.split if service.route is not None else None
+    shared = split is not None and split.stable == record.number
     return StableRevision(
         revision=record.number,
         digest=data.inputs.digest,
         short_digest=short_digest(data.inputs.digest),
-        weight=100,
+        weight=100 - split.weight if split is not None and shared else 100,
         job=data.job,
         variant=data.inputs.variant,
         backend=None if data.inputs.backend == "auto" else data.inputs.backend,  # auto is decided in the pod
@@ -278,9 +339,11 @@ def _stable(record: Record) -> StableRevision:
 
 
 def _candidate(service: ObservedService, ledger: Ledger, record: Record) -> CandidateRevision:
-    diagnosis = ledger.diagnoses[record.number]
+    diagnosis, move = ledger.diagnoses[record.number], ledger.move
     if ledger.promoting or may_promote(service, ledger):
         stage: Any = "Promoting"
+    elif move is not None and move.weight > 0:
+        stage = "Stepping"
     elif record.number not in service.deployments:
         stage = "Preparing"
     else:
@@ -288,9 +351,51 @@ def _candidate(service: ObservedService, ledger: Ledger, record: Record) -> Cand
     return CandidateRevision(
         revision=record.number,
         digest=record.data.inputs.digest,
-        weight=100 if ledger.promoting else 0,
+        weight=100 if ledger.promoting or move is None else move.weight if stage == "Stepping" else 0,
         stage=stage,
+        step=move.step if move is not None and stage == "Stepping" else None,
         timings=diagnosis.timings,
+    )
+
+
+def _leaving(service: ObservedService, ledger: Ledger, now: datetime) -> CandidateRevision | None:
+    """Once nothing is on its way any more: what is still taken back, or kept under watch."""
+    record, stage, weight = _leaving_record(service, ledger, now), "RollingBack", 0
+    if record is None and ledger.previous is not None and ledger.stable is not None:
+        record, stage, weight = ledger.stable, "RollingBack" if ledger.falling_back else "Cooling", 100
+    if record is None:
+        return None
+    return CandidateRevision.model_validate(
+        {"revision": record.number, "digest": record.data.inputs.digest, "weight": weight, "stage": stage}
+    )
+
+
+def _leaving_record(service: ObservedService, ledger: Ledger, now: datetime) -> Record | None:
+    """A failed revision that the gateway may still send requests to."""
+    newest = service.records[-1] if service.records else None
+    if newest is None or newest is ledger.stable or newest.outcome is None or newest.outcome.result == "Promoted":
+        return None
+    route = service.route
+    if route is None or service.deployments.get(newest.number) is None:
+        return None
+    if service.deployments[newest.number].replicas == 0:
+        return None
+    moving = route.split is not None and now < route.split.since + timedelta(seconds=SETTLE_SECONDS)
+    return newest if moving or route.weights.get(newest.number, 0) > 0 else None
+
+
+def _traffic(service: ObservedService, ledger: Ledger) -> Traffic | None:
+    """What the verifiers of stable last said; None where none did."""
+    if ledger.stable is None:
+        return None
+    verdicts = [pod.verdict for pod in service.pods_of(ledger.stable.number) if pod.verdict is not None]
+    slowest = max((one.p99_milliseconds for one in verdicts if one.p99_milliseconds is not None), default=None)
+    counts = seen(service.pods_of(ledger.stable.number), STEP)
+    if not counts.requests:
+        return None
+    return Traffic(
+        p99=f"{slowest:.1f}ms" if slowest is not None else None,
+        errors=f"{counts.errors / counts.requests:.2%}",
     )
 
 
@@ -311,7 +416,7 @@ def _rollout(service: ObservedService, ledger: Ledger, now: datetime) -> str:
         return f"r{record.number} {failure.result.lower()}: {failure.gate or failure.reason}"
     if ledger.wanted is None and ledger.source.job is not None and ledger.source.waiting is not None:
         return f"waiting bmj/{ledger.source.job} {ledger.source.waiting}"
-    kept_until = ledger.kept_until(service.spec.rollout.rollback_window_seconds)
+    kept_until = ledger.kept_until(rollback_window_seconds(service))
     if ledger.previous is not None and kept_until is not None:
         return f"r{ledger.previous.number} kept {_duration(kept_until - now)}"
     return "-"
@@ -324,8 +429,16 @@ def _candidate_text(service: ObservedService, ledger: Ledger, candidate: Record,
         return f"{name} promoting"
     if diagnosis.trouble is not None:
         return f"{name} {diagnosis.trouble.reason}"
-    if service.spec.rollout.paused and len(diagnosis.verified) >= service.spec.server.replicas:
-        return f"{name} paused"
+    move = ledger.move
+    if waits_for_slot(service, ledger):
+        return f"{name} queued"
+    if move is not None and move.weight > 0:
+        steps = service.spec.rollout.steps
+        place = f" ({steps.index(move.weight) + 1}/{len(steps)})" if move.weight in steps else ""
+        paused = " paused" if move.waits is not None and move.waits[0] is Reason.PAUSED else ""
+        return f"{name} {move.weight}%{place}{paused}"
+    if move is not None and move.waits is not None:
+        return f"{name} paused" if move.waits[0] is Reason.PAUSED else f"{name} {move.waits[0]}"
     since = f" {_duration(now - diagnosis.since)}" if diagnosis.since else ""
     return f"{name} {diagnosis.stage.lower()}{since}"
 
@@ -342,7 +455,8 @@ def _gates(ledger: Ledger) -> list[GateResult]:
         return []
     diagnosis = ledger.diagnoses[ledger.candidate.number]
     verification = diagnosis.verification
-    return [_parity(verification, ledger.candidate)] if verification else []
+    online = ledger.move.results if ledger.move is not None else ()
+    return [*([_parity(verification, ledger.candidate)] if verification else []), *online]
 
 
 def _parity(verification: Verification, candidate: Record) -> GateResult:

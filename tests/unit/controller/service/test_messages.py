@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bigmodel.api.service import GateResult
 from bigmodel.controller.service import messages
 from bigmodel.controller.service.messages import MESSAGE_CHARACTERS, Reason
 
@@ -32,6 +33,11 @@ ARGUMENTS: dict[str, Any] = {
     "at": datetime(2026, 3, 1, tzinfo=UTC),
     "value": 3000.0,
     "best_other": 3100.0,
+    "weight": 25,
+    "golden": 12,
+    "requests": 400,
+    "previous": 6,
+    "gate": GateResult(name="errors", value="3 of 9", limit="fail ≥ 3.3", verdict="Fail", at=datetime.now(UTC)),
 }
 SENTENCES = {
     name: function

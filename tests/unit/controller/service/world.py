@@ -12,10 +12,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from bigmodel.api import names
-from bigmodel.api.verdict import LoadTimings, Parity, Verdict, VerdictStage
+from bigmodel.api.verdict import LoadTimings, Parity, Verdict, VerdictStage, Window
 from bigmodel.controller.decision import Children, Decision, Event, Manifest, Rejection
 from bigmodel.controller.service.decide import decide
-from bigmodel.controller.service.observe import ObservedService, followed_jobs, observed_service
+from bigmodel.controller.service.observe import ObservedService, Surroundings, followed_jobs, observed_service
 from bigmodel.controller.settings import Images, Settings
 
 NAMESPACE, NAME = "ml", "mlp"
@@ -119,6 +119,9 @@ class Health:
     reason: str | None = None
     says: str = "64 samples within tolerance"
     ready_limit: int | None = None  # only so many pods get Ready
+    # What each pod saw, in this step and in the whole rollout; None: nothing was asked.
+    windows: tuple[Window, Window] | None = None
+    p99: float | None = None
 
 
 def load_fails(text: str) -> Health:
@@ -148,6 +151,9 @@ class World:
         self.health: dict[int, Health] = {}
         self.rejections: tuple[Rejection, ...] = ()
         self.endpoints_lag = False  # the endpoint controller sleeps
+        self.surroundings = Surroundings()
+        # What the gateway says of a route: None, it does not look; else reason and message where it refuses.
+        self.gateway: tuple[str, str] | str | None = "accepts"
         self.refuse: Callable[[Manifest], Rejection | None] = lambda manifest: None
         self.events: list[Event] = []
         self.decisions: list[Decision] = []
@@ -167,7 +173,8 @@ class World:
             {"Pod": tuple(self.pods.values()), "EndpointSlice": self.slices()},
         )
         jobs = tuple(filter(followed_jobs(self.owner["spec"]).includes, self.jobs.values()))
-        return observed_service(copy.deepcopy(self.owner), children, self.rejections, jobs, self.verdicts)
+        owner = copy.deepcopy(self.owner)
+        return observed_service(owner, children, self.rejections, jobs, self.verdicts, self.surroundings)
 
     @property
     def job(self) -> Manifest | None:
@@ -215,6 +222,8 @@ class World:
             new = self._created(manifest)
             new["metadata"]["uid"] = old["metadata"]["uid"]
             new["metadata"]["creationTimestamp"] = old["metadata"]["creationTimestamp"]
+            new["metadata"]["generation"] = old["metadata"].get("generation", 1) + 1
+            new |= {"status": old["status"]} if "status" in old else {}
             assert manifest["kind"] != "ControllerRevision", "its data is immutable to the byte: apply is refused"
             self._write("apply", manifest, new)
         for deletion in decision.delete:
@@ -280,6 +289,16 @@ class World:
                     self.pods[pod_name] = self._new_pod(deployment, pod_name, ordinal)
         for pod in self.pods.values():
             self._live(pod)
+        for (kind, _), route in self.objects.items():
+            if kind in {"HTTPRoute", "GRPCRoute"} and self.gateway is not None:
+                route["status"] = {"parents": [{"conditions": [self._said_by_gateway(route)]}]}
+
+    def _said_by_gateway(self, route: Manifest) -> Manifest:
+        accepted = {"type": "Accepted", "observedGeneration": route["metadata"].get("generation", 0)}
+        if isinstance(self.gateway, str):
+            return accepted | {"status": "True", "reason": "Accepted", "message": ""}
+        assert self.gateway is not None
+        return accepted | {"status": "False", "reason": self.gateway[0], "message": self.gateway[1]}
 
     def slices(self) -> tuple[Manifest, ...]:
         """The endpoint controller's: every Service has one."""
@@ -369,6 +388,7 @@ class World:
     def _judge(self, pod: Manifest, revision: int, health: Health, ready: bool) -> None:
         stage = health.stage
         if stage is None:
+            self.verdicts.pop(pod["metadata"]["uid"], None)
             return
         if stage is VerdictStage.VERIFIED and not ready:
             stage = VerdictStage.REPLAYING
@@ -382,6 +402,8 @@ class World:
             message=health.says,
             parity=PARITY if stage is VerdictStage.VERIFIED else None,
             timings=LoadTimings(download_seconds=4.2, load_seconds=3.4, warmup_seconds=0.6),
+            windows=list(health.windows or ()),
+            p99_milliseconds=health.p99,
         )
 
     # What a test asks
@@ -402,6 +424,14 @@ class World:
     def selected(self) -> int | None:
         service = self.objects.get(("Service", NAME))
         return int(service["spec"]["selector"][names.LABEL_REVISION]) if service else None
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """What the route gives to whom; HTTP and gRPC must agree."""
+        rules = self.objects["HTTPRoute", NAME]["spec"]["rules"]
+        grpc, http = ({ref["name"]: ref["weight"] for ref in rule["backendRefs"]} for rule in rules)
+        assert grpc == http
+        return http
 
     def replicas(self, revision: int) -> int | None:
         """None where the revision has no Deployment."""
