@@ -127,6 +127,7 @@ async def act(
     reconcilers: tuple[Reconciler, ...] = (job_rules, services)
     reflectors = _child_reflectors(client, settings, reconcilers)
     follow_version(reflectors, facts)
+    services.cached = lambda kind: reflectors[kind.kind].all()
     state.reflectors = {**reflectors, BIG_MODEL_JOB.kind: jobs}
     engine = Engine(client, queue, reconcilers, reflectors, Recorder(client, identity))
     job_changes = jobs.changes()

@@ -52,6 +52,12 @@ class Triton(Section):
     minimum_version: Annotated[str, Field(pattern=r"^\d\d\.\d\d$")] = "25.07"  # NVIDIA's monthly release, for its CVEs
 
 
+class Rollout(Section):
+    """How many services may roll out at once, first revisions aside: each doubles its GPUs for a while."""
+
+    max_concurrent: Annotated[int, Field(ge=1, le=1000)] = 5
+
+
 class Kueue(Section):
     """Whether jobs with Kueue's queue label queue: the operator needs rights on Workloads for it."""
 
@@ -70,6 +76,7 @@ class Settings(Section):
     leader_election: LeaderElection = LeaderElection()
     triton: Triton = Triton()
     kueue: Kueue = Kueue()
+    rollout: Rollout = Rollout()
     health_port: Annotated[int, Field(ge=1, le=65535)] = 8081  # /healthz, /readyz
     metrics_port: Annotated[int, Field(ge=1, le=65535)] = 8080  # /metrics; may equal health_port
 

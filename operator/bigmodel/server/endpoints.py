@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Protocol
 
 from bigmodel.api.serving import PATH_LIVE, PATH_READY, PATH_VERDICT
-from bigmodel.api.verdict import Verdict
+from bigmodel.api.verdict import Question, Verdict
 
 REQUEST_BYTES = 8 << 10
 REQUEST_SECONDS = 5.0
@@ -19,16 +19,20 @@ class Subject(Protocol):
     @property
     def verified(self) -> bool: ...
 
-    def verdict(self) -> Verdict: ...
+    def verdict(self, question: Question = ...) -> Verdict: ...
 
 
 def answer(subject: Subject, method: str, path: str) -> tuple[HTTPStatus, str, str]:
     """Status, content type and body."""
-    verdict = subject.verdict()
+    path, _, query = path.partition("?")
+    try:
+        verdict = subject.verdict(Question.parse(query))
+    except ValueError as error:
+        return HTTPStatus.BAD_REQUEST, "text/plain", f"{error}\n"
     text = f"{verdict.stage}: {verdict.message}\n"
     if method != "GET":
         return HTTPStatus.METHOD_NOT_ALLOWED, "text/plain", "GET only\n"
-    match path.partition("?")[0]:
+    match path:
         case p if p == PATH_VERDICT:
             return HTTPStatus.OK, "application/json", verdict.model_dump_json(by_alias=True, exclude_none=True)
         case p if p == PATH_READY:

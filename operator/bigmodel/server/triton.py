@@ -7,12 +7,15 @@ asyncio, because tritonclient brings gevent or gRPC into a process that stands b
 
 import asyncio
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bigmodel.api.names import PORT_TRITON_METRICS
 from bigmodel.artifact.golden import Arrays
 
 HEADER_BYTES = 64 << 10
@@ -70,9 +73,10 @@ class Counters:
 class Triton:
     """One model version of the Triton at `address`, "host:port" of its HTTP."""
 
-    def __init__(self, address: str, model: str, version: int) -> None:
+    def __init__(self, address: str, model: str, version: int, metrics_port: int = PORT_TRITON_METRICS) -> None:
         self.host, _, port = address.rpartition(":")
         self.port = int(port)
+        self.metrics_port = metrics_port
         self.model = model
         self.version = version
         self._path = f"/v2/models/{model}/versions/{version}"
@@ -97,6 +101,14 @@ class Triton:
             if entry["name"] == self.model and entry.get("state") == "UNAVAILABLE":
                 return str(entry.get("reason") or "UNAVAILABLE")
         return None
+
+    async def quantiles(self, timeout_seconds: float) -> tuple[float, ...]:
+        """Times of all requests of this version lately, in milliseconds, by `history.QUANTILES`.
+
+        Empty where Triton does not say: it was not asked for summaries, or nobody asked it anything yet.
+        """
+        _, body = await self._request("GET", "/metrics", timeout_seconds, b"", {}, self.metrics_port)
+        return summary_milliseconds(body.decode(errors="replace"), self.model, self.version)
 
     async def infer(self, inputs: Arrays, outputs: list[str], timeout_seconds: float) -> Arrays:
         """The named outputs for these inputs."""
@@ -135,7 +147,13 @@ class Triton:
             raise Malformed(f"{path}: Triton's answer is not JSON: {error}") from error
 
     async def _request(
-        self, method: str, path: str, timeout_seconds: float, body: bytes, headers: Mapping[str, str]
+        self,
+        method: str,
+        path: str,
+        timeout_seconds: float,
+        body: bytes,
+        headers: Mapping[str, str],
+        port: int | None = None,
     ) -> tuple[dict[str, str], bytes]:
         """Headers (lower case) and body of an answer 200. Raises Unreachable, TimedOut, Refused, Malformed."""
         lines = [f"{method} {path} HTTP/1.1", f"host: {self.host}", "connection: close", f"content-length: {len(body)}"]
@@ -143,7 +161,7 @@ class Triton:
         message = "\r\n".join([*lines, "", ""]).encode() + body
         try:
             async with asyncio.timeout(timeout_seconds):
-                status, answer_headers, answer = await self._exchange(message)
+                status, answer_headers, answer = await self._exchange(message, port or self.port)
         except TimeoutError as error:
             raise TimedOut(f"no answer to {method} {path} in {timeout_seconds:g} s") from error
         except (OSError, EOFError) as error:
@@ -154,8 +172,8 @@ class Triton:
             raise Refused(status, _error_text(answer))
         return answer_headers, answer
 
-    async def _exchange(self, message: bytes) -> tuple[int, dict[str, str], bytes]:
-        reader, writer = await asyncio.open_connection(self.host, self.port, limit=HEADER_BYTES)
+    async def _exchange(self, message: bytes, port: int) -> tuple[int, dict[str, str], bytes]:
+        reader, writer = await asyncio.open_connection(self.host, port, limit=HEADER_BYTES)
         try:
             writer.write(message)
             await writer.drain()
@@ -169,6 +187,22 @@ class Triton:
             return int(first.split()[1]), headers, await reader.readexactly(size_bytes)
         finally:
             writer.close()
+
+
+SUMMARY = re.compile(
+    r"^nv_inference_request_summary_us\{(?P<labels>[^}]*)\} (?P<value>\S+)$", re.MULTILINE
+)  # prints Nan before the first request
+
+
+def summary_milliseconds(metrics: str, model: str, version: int) -> tuple[float, ...]:
+    """The quantiles of one model version, in rising order of the quantile, from Triton's metrics."""
+    found: dict[float, float] = {}
+    for match in SUMMARY.finditer(metrics):
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', match["labels"]))
+        if (labels.get("model"), labels.get("version")) == (model, str(version)) and "quantile" in labels:
+            found[float(labels["quantile"])] = float(match["value"]) / 1000
+    values = tuple(found[quantile] for quantile in sorted(found))
+    return () if any(math.isnan(value) for value in values) else values
 
 
 def _tensors(headers: Mapping[str, str], body: bytes) -> Arrays:

@@ -7,24 +7,26 @@ every ten by a golden request. Triton's own readiness says nothing about a model
 
 import argparse
 import asyncio
+import math
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 
 from bigmodel.api.names import ENV_SERVING_RUN, PORT_TRITON_HTTP, PORT_VERDICT
 from bigmodel.api.run import ServingRun
 from bigmodel.api.serving import ARTIFACT, FETCHED, MODEL_DIRECTORY, describe_load_error
-from bigmodel.api.verdict import FetchResult, LoadTimings, Parity, Verdict, VerdictStage
+from bigmodel.api.verdict import FetchResult, LoadTimings, Parity, Question, Verdict, VerdictStage
 from bigmodel.artifact import fetch as artifacts
 from bigmodel.artifact import manifest as manifests
 from bigmodel.artifact.layout import MANIFEST
 from bigmodel.server.endpoints import serve
 from bigmodel.server.golden_requests import GoldenRequest, golden_requests
+from bigmodel.server.history import QUANTILES, History
 from bigmodel.server.parity import DEFAULTS, Comparison, Tolerance, compare
 from bigmodel.server.triton import Counters, Malformed, Refused, TimedOut, Triton, Unreachable
 
@@ -36,10 +38,15 @@ class Timing:
     """How often and how long; tests shorten it."""
 
     poll_seconds: float = 1.0
+    watched_seconds: float = 0.5  # instead, while the controller asks what users' requests did
+    forget_seconds: float = 15.0  # it asks no more
     golden_seconds: float = 10.0  # between two golden requests to a verified model
     request_timeout_seconds: float = 30.0
     failures: int = 3  # golden requests in a row, before a verified pod is taken out
     restarts: int = 3  # of Triton that are asked for, without a verified model in between
+
+
+NOTHING = Question()
 
 
 class Outcome(Enum):
@@ -71,6 +78,11 @@ class Verifier:
         download = FetchResult.model_validate_json(fetched.read_bytes()).download_seconds if fetched.exists() else None
         self._timings = LoadTimings(download_seconds=download)
         self._counters = Counters(0, 0, 0.0)
+        self._history = History()
+        self._own = Counters(0, 0, 0.0)  # golden requests since the counters were last read
+        self._quantiles: tuple[float, ...] = ()
+        self._question = NOTHING
+        self._questioned = -math.inf  # when
         self._server_version: str | None = None
         self._parity: Parity | None = None
         self._verified_since_load = False
@@ -84,7 +96,12 @@ class Verifier:
     def verified(self) -> bool:
         return self._stage is VerdictStage.VERIFIED
 
-    def verdict(self) -> Verdict:
+    def verdict(self, question: Question = NOTHING) -> Verdict:
+        """What is known now. A question with windows also makes the verifier look more often for a while."""
+        now = self._clock()
+        if question.windows:
+            self._question, self._questioned = question, now
+        p99 = self._quantiles[QUANTILES.index(0.99)] if len(self._quantiles) == len(QUANTILES) else None
         return Verdict(
             service=self._run.service,
             revision=self._run.revision,
@@ -95,7 +112,13 @@ class Verifier:
             parity=self._parity,
             timings=self._timings,
             server_version=self._server_version,
+            windows=self._history.windows(question, now),
+            p99_milliseconds=p99,
         )
+
+    @property
+    def _watched(self) -> bool:
+        return self._clock() - self._questioned < self._timing.forget_seconds
 
     async def watch(self) -> None:
         """Verify each life of Triton, and watch it while it is verified. Runs until cancelled."""
@@ -118,6 +141,7 @@ class Verifier:
         while True:
             try:
                 self._counters = await self._triton.counters(self._timing.request_timeout_seconds)
+                self._own = Counters(0, 0, 0.0)
                 break
             except Refused:
                 await self._note_load_error()
@@ -193,8 +217,26 @@ class Verifier:
         return await self._ask(request)
 
     async def _ask(self, request: GoldenRequest) -> Comparison:
-        answer = await self._triton.infer(request.inputs, list(request.outputs), self._timing.request_timeout_seconds)
-        return compare(answer, request.outputs, self._tolerance, request.values)
+        """One golden request. Triton counts it as anybody's, so it is counted here too, to be taken out again."""
+        began, passed = self._clock(), False
+        try:
+            answer = await self._triton.infer(
+                request.inputs, list(request.outputs), self._timing.request_timeout_seconds
+            )
+            self._own = replace(self._own, succeeded=self._own.succeeded + 1)
+            comparison = compare(answer, request.outputs, self._tolerance, request.values)
+            passed = comparison.passed
+            return comparison
+        except Refused as error:
+            if error.status >= 500:
+                self._own = replace(self._own, failed=self._own.failed + 1)
+            raise
+        except TimedOut:
+            self._own = replace(self._own, succeeded=self._own.succeeded + 1)  # it finishes without us, mostly
+            raise
+        finally:
+            if self._stage is VerdictStage.VERIFIED:
+                self._history.golden(passed, self._clock() - began)
 
     async def _hold(self) -> Outcome:
         """While the model is verified. FAILED after three golden failures in a row, GONE when Triton was restarted."""
@@ -202,7 +244,7 @@ class Verifier:
         due = self._clock() + self._timing.golden_seconds
         turn = 0
         while True:
-            await asyncio.sleep(self._timing.poll_seconds)
+            await asyncio.sleep(self._pause())
             before = self._counters
             if await self._is_gone():
                 return Outcome.GONE
@@ -227,7 +269,18 @@ class Verifier:
                 continue
             failures = 0
             turn += 1
-            due = self._clock() + self._timing.golden_seconds
+            due = self._clock() + self._golden_pause()
+
+    def _pause(self) -> float:
+        """Until the counters are read again, or the next golden request, whichever is first."""
+        if not self._watched:
+            return self._timing.poll_seconds
+        return min(self._timing.watched_seconds, self._timing.poll_seconds, self._golden_pause())
+
+    def _golden_pause(self) -> float:
+        """A controller that watches a quiet service asks for more golden requests."""
+        asked = self._question.replay_per_second if self._watched else 0.0
+        return min(self._timing.golden_seconds, 1 / asked) if asked else self._timing.golden_seconds
 
     async def _verify_anew(self) -> Outcome:
         """A verified model failed: are its files still those of the digest, does it answer at all?"""
@@ -251,11 +304,40 @@ class Verifier:
         try:
             counters = await self._triton.counters(self._timing.request_timeout_seconds)
         except (Unreachable, Refused):
-            return True
+            return self._gone()
         except (TimedOut, Malformed):
             return False
         earlier, self._counters = self._counters, counters
-        return counters.fell_below(earlier)
+        if counters.fell_below(earlier):
+            return self._gone()
+        self._count_users(earlier, counters)
+        await self._note_times()
+        return False
+
+    def _gone(self) -> bool:
+        """Requests that Triton held when it died are counted nowhere: at least one is lost if users asked it lately."""
+        lately = self._history.windows(Question((self._timing.golden_seconds,)), self._clock())[0]
+        if lately.requests:
+            self._history.users(1, 1)
+            self._history.sample(self._clock(), self._quantiles)
+        self._own = Counters(0, 0, 0.0)
+        return True
+
+    def _count_users(self, earlier: Counters, now: Counters) -> None:
+        own, self._own = self._own, Counters(0, 0, 0.0)
+        succeeded = max(0, now.succeeded - earlier.succeeded - own.succeeded)
+        failed = max(0, now.failed - earlier.failed - own.failed)
+        self._history.users(succeeded + failed, failed)
+        self._history.sample(self._clock(), self._quantiles)
+
+    async def _note_times(self) -> None:
+        """How slow it is, where somebody wants to know and Triton says it."""
+        if not self._watched:
+            return
+        try:
+            self._quantiles = await self._triton.quantiles(self._timing.request_timeout_seconds)
+        except (Unreachable, TimedOut, Refused, Malformed):
+            self._quantiles = ()
 
     async def _progressed(self, before: Counters) -> bool:
         await self._is_gone()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigmodel.api.verdict import VERDICT_BYTES, VerdictStage
+from bigmodel.api.verdict import VERDICT_BYTES, Question, VerdictStage
 from bigmodel.artifact.golden import Arrays, GoldenCase
 from bigmodel.server import fetch as init_container
 from bigmodel.server.endpoints import answer, serve
@@ -35,6 +35,7 @@ class ScriptedTriton:
     scale: float = 2.0
     count: Counters = field(default_factory=lambda: Counters(9, 0, 0.25))  # of the warm-up
     inferences: int = 0
+    times: tuple[float, ...] = ()
 
     async def counters(self, timeout_seconds: float) -> Counters:
         if self.trouble is not None:
@@ -45,6 +46,9 @@ class ScriptedTriton:
         if self.trouble is not None:
             raise self.trouble
         return "2.51.0"
+
+    async def quantiles(self, timeout_seconds: float) -> tuple[float, ...]:
+        return self.times
 
     async def load_error(self, timeout_seconds: float) -> str | None:
         return self.load_failure
@@ -135,6 +139,47 @@ async def verified(pod: Pod) -> Pod:
     pod.triton.comes_up()
     await pod.becomes(VERIFIED)
     return pod
+
+
+WATCH = Question((60.0,), slow_milliseconds=50.0, replay_per_second=20.0)
+
+
+async def test_users_requests_are_counted_without_the_verifier_s_own(verified: Pod) -> None:
+    """The scripted Triton counts users only where a test says so, and golden requests never: so none may be missing."""
+    verified.verifier.verdict(WATCH)
+    await verified.stays(VERIFIED, inferences=5)
+    await asyncio.sleep(0.02)
+    assert verified.verifier.verdict(WATCH).windows[0].requests == 0
+    for _ in range(30):  # golden requests that come between are taken out, so these must be told apart from them
+        verified.triton.count = Counters(verified.triton.count.succeeded + 100, verified.triton.count.failed, 0.25)
+        await asyncio.sleep(0.005)
+    seen = verified.verifier.verdict(WATCH).windows[0]
+    assert seen.requests + seen.golden >= 2900
+    assert seen.errors == 0
+    assert seen.golden > 0
+
+
+async def test_a_death_under_traffic_is_an_error_and_counters_go_on(verified: Pod) -> None:
+    """B21: counters that begin anew give no negative and no false pass."""
+    verified.verifier.verdict(WATCH)
+    verified.triton.count = Counters(1000, 0, 0.25)
+    await verified.until(lambda: verified.verifier.verdict(WATCH).windows[0].requests > 900)
+    verified.triton.trouble = STARTING
+    await verified.becomes(VerdictStage.LOADING)
+    verified.triton.comes_up()
+    await verified.becomes(VERIFIED)
+    seen = verified.verifier.verdict(WATCH).windows[0]
+    assert 900 < seen.requests < 1100
+    assert seen.errors == 1
+
+
+async def test_how_slow_triton_is_is_read_while_somebody_asks(verified: Pod) -> None:
+    verified.triton.times = (1, 2, 3, 104.0, 200)
+    assert verified.verifier.verdict().p99_milliseconds is None
+    verified.verifier.verdict(WATCH)
+    await verified.until(lambda: verified.verifier.verdict(WATCH).p99_milliseconds == 104.0)
+    verified.triton.count = Counters(10_000, 0, 0.25)
+    await verified.until(lambda: verified.verifier.verdict(WATCH).windows[0].slow >= 90)
 
 
 def probes(verifier: Verifier) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from bigmodel.controller.decision import HTTP_ROUTE, POD_GROUP, WORKLOAD, ResourceKind
+from bigmodel.controller.decision import GRPC_ROUTE, HTTP_ROUTE, POD_GROUP, WORKLOAD, ResourceKind
 from bigmodel.controller.kube import errors
 from bigmodel.controller.kube.client import Client
 
@@ -19,17 +19,23 @@ class ClusterFacts:
     """Read the attributes; `refresh` renews them."""
 
     def __init__(
-        self, pod_group_served: bool = False, http_route_served: bool = False, workload: ResourceKind | None = None
+        self,
+        pod_group_served: bool = False,
+        http_route_served: bool = False,
+        workload: ResourceKind | None = None,
+        grpc_route_served: bool = False,
     ) -> None:
         """`workload`: Kueue's, in the version that is served; None: it is not."""
         self.pod_group_served = pod_group_served
         self.http_route_served = http_route_served
+        self.grpc_route_served = grpc_route_served
         self.workload = workload
 
     async def refresh(self, client: Client) -> None:
         """Raises ApiError when the API server can't say; the facts stay as they were."""
         pod_group = await served(client, POD_GROUP)
         http_route = await served(client, HTTP_ROUTE)
+        self.grpc_route_served = await served(client, GRPC_ROUTE)
         workloads = [kind for kind in WORKLOADS if await served(client, kind)]
         workload = workloads[0] if workloads else None
         if (pod_group, http_route, workload) != (self.pod_group_served, self.http_route_served, self.workload):

@@ -1,14 +1,18 @@
 """BigModelService as the engine calls it: facts from caches, then `decide`."""
 
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
+from bigmodel.api.names import LABEL_SERVICE
 from bigmodel.api.verdict import Verdict
 from bigmodel.controller.decision import (
     BIG_MODEL_SERVICE,
     CONTROLLER_REVISION,
     DEPLOYMENT,
     ENDPOINT_SLICE,
+    GRPC_ROUTE,
+    HTTP_ROUTE,
     NETWORK_POLICY,
     POD,
     POD_DISRUPTION_BUDGET,
@@ -20,9 +24,20 @@ from bigmodel.controller.decision import (
     Rejection,
     ResourceKind,
 )
+from bigmodel.controller.kube.discovery import ClusterFacts
 from bigmodel.controller.service.decide import decide
-from bigmodel.controller.service.observe import Followed, ObservedService, followed_jobs, observed_service
-from bigmodel.controller.service.verdicts import IDLE_SECONDS, ROLLOUT_SECONDS, Target
+from bigmodel.controller.service.observe import (
+    Followed,
+    ObservedService,
+    Surroundings,
+    followed_jobs,
+    observed_service,
+    with_verdicts,
+)
+from bigmodel.controller.service.questions import targets
+from bigmodel.controller.service.revision import ANNOTATION_OUTCOME
+from bigmodel.controller.service.route import hosts_of
+from bigmodel.controller.service.verdicts import Target
 from bigmodel.controller.settings import Settings
 
 
@@ -36,7 +51,7 @@ class Jobs(Protocol):
 class Verdicts(Protocol):
     """What `verdicts.VerdictSource` offers."""
 
-    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None: ...
+    def follow(self, key: Key, targets: tuple[Target, ...]) -> None: ...
     async def first_asked(self, key: Key) -> bool: ...
     def of(self, uid: str) -> Verdict | None: ...
 
@@ -49,14 +64,19 @@ class ServiceReconciler:
         SERVICE,
         NETWORK_POLICY,
         POD_DISRUPTION_BUDGET,
+        HTTP_ROUTE,
+        GRPC_ROUTE,
     )
     # Found by the label bigmodel.io/service: other controllers make them.
     related: tuple[ResourceKind, ...] = (POD, ENDPOINT_SLICE)
 
-    def __init__(self, settings: Settings, facts: Any, jobs: Jobs, verdicts: Verdicts) -> None:
+    def __init__(self, settings: Settings, facts: ClusterFacts, jobs: Jobs, verdicts: Verdicts) -> None:
         self._settings = settings
-        self._facts = facts  # whether HTTPRoutes are served: read once routes are made
+        self._facts = facts
         self._jobs = jobs
+        # All objects of one of the kinds above, of every service, once somebody lists them.
+        self.cached: Callable[[ResourceKind], Iterable[Manifest]] = lambda kind: ()
+        self._claims: set[tuple[str, str]] = set()  # services that were given a slot and have no pods for it yet
         self._verdicts = verdicts
         self._followers: dict[tuple[str, str], set[Key]] = {}  # by namespace and name of the job
         self._selectors: dict[Key, Followed] = {}
@@ -73,11 +93,59 @@ class ServiceReconciler:
         metadata = owner["metadata"]
         key = Key(BIG_MODEL_SERVICE.kind, metadata["namespace"], metadata["name"])
         jobs = self._follow_jobs(key, followed_jobs(owner.get("spec") or {}))
-        service = observed_service(owner, children, rejections, jobs, self._said(children))
-        self._follow_pods(key, service)
-        if await self._verdicts.first_asked(key):
-            service = observed_service(owner, children, rejections, jobs, self._said(children))
-        return service
+        service = observed_service(owner, children, rejections, jobs, {}, self._surroundings(owner, children))
+        # First the questions, then the answers: one to an older question says nothing of this step.
+        self._verdicts.follow(key, targets(service))
+        await self._verdicts.first_asked(key)
+        return with_verdicts(service, self._said(children))
+
+    def _surroundings(self, owner: Manifest, children: Children) -> Surroundings:
+        return Surroundings(
+            route_served=self._facts.http_route_served,
+            grpc_route_served=self._facts.grpc_route_served,
+            rival=self._rival(owner, children),
+            slot=self._slot(owner, children),
+        )
+
+    def _rival(self, owner: Manifest, children: Children) -> str | None:
+        """The older service that has one of this one's hosts. Of two that have none yet, the first to make it wins."""
+        route = (owner.get("spec") or {}).get("route")
+        if not isinstance(route, dict):
+            return None
+        metadata = owner["metadata"]
+        mine = hosts_of({"metadata": metadata, "spec": route})
+        own = next(iter(children.of(HTTP_ROUTE)), None)
+        age = _age(own) if own is not None else None
+        rivals = [
+            other
+            for other in self.cached(HTTP_ROUTE)
+            if (other["metadata"]["namespace"], other["metadata"]["name"]) != (metadata["namespace"], metadata["name"])
+            and hosts_of(other) & mine
+            and (age is None or _age(other) < age)
+        ]
+        oldest = min(rivals, key=_age, default=None)
+        return f"{oldest['metadata']['namespace']}/{oldest['metadata']['name']}" if oldest is not None else None
+
+    def _slot(self, owner: Manifest, children: Children) -> bool:
+        """Whether a rollout of this service may begin, or is under way."""
+        namespace, name = owner["metadata"]["namespace"], owner["metadata"]["name"]
+        mine = {record["metadata"]["name"] for record in children.of(CONTROLLER_REVISION) if _is_open(record)}
+        begun = any(deployment["metadata"]["name"] in mine for deployment in children.of(DEPLOYMENT))
+        first = all(service["metadata"]["name"] != name for service in children.of(SERVICE))
+        if not mine or begun or first:
+            return True
+        under_way = self._under_way() - {(namespace, name)}
+        if len(under_way) < self._settings.rollout.max_concurrent:
+            self._claims.add((namespace, name))
+            return True
+        return False
+
+    def _under_way(self) -> set[tuple[str, str]]:
+        """Services with an open revision that has pods, or was told a moment ago that it may have them."""
+        begun = {_name(deployment) for deployment in self.cached(DEPLOYMENT)}
+        open_records = [record for record in self.cached(CONTROLLER_REVISION) if _is_open(record)]
+        self._claims &= {_service_of(record) for record in open_records}
+        return self._claims | {_service_of(record) for record in open_records if _name(record) in begun}
 
     def _said(self, children: Children) -> dict[str, Verdict]:
         """The verdicts on its pods, by UID."""
@@ -110,20 +178,20 @@ class ServiceReconciler:
             self._followers.setdefault((key.namespace, name), set()).add(key)
         return jobs
 
-    def _follow_pods(self, key: Key, service: ObservedService) -> None:
-        """Often while a revision is on its way or a pod is not Ready, else now and then."""
-        records = {record.number: record for record in service.records}
-        targets = tuple(
-            Target(
-                uid=pod.uid,
-                ip=pod.ip,
-                service=service.name,
-                revision=pod.revision,
-                digest=records[pod.revision].data.inputs.digest,
-                ready=pod.ready_since is not None,
-            )
-            for pod in service.pods
-            if pod.ip is not None and pod.revision in records
-        )
-        rolling = any(record.open for record in service.records) or not all(target.ready for target in targets)
-        self._verdicts.follow(key, targets, ROLLOUT_SECONDS if rolling else IDLE_SECONDS)
+
+def _age(route: Manifest) -> tuple[str, str, str]:
+    """Gateway API's own order: the older wins, then the name."""
+    metadata = route["metadata"]
+    return metadata["creationTimestamp"], metadata["namespace"], metadata["name"]
+
+
+def _is_open(record: Manifest) -> bool:
+    return ANNOTATION_OUTCOME not in (record["metadata"].get("annotations") or {})
+
+
+def _name(manifest: Manifest) -> tuple[str, str]:
+    return manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+def _service_of(manifest: Manifest) -> tuple[str, str]:
+    return manifest["metadata"]["namespace"], manifest["metadata"]["labels"].get(LABEL_SERVICE, "")

@@ -10,17 +10,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 
 import aiohttp
 from pydantic import ValidationError
 
 from bigmodel.api.names import PORT_VERDICT
 from bigmodel.api.serving import PATH_VERDICT
-from bigmodel.api.verdict import VERDICT_BYTES, Verdict
+from bigmodel.api.verdict import VERDICT_BYTES, Question, Verdict
 from bigmodel.controller.decision import Key
 
-ROLLOUT_SECONDS = 2.0
-IDLE_SECONDS = 300.0
+GROWING_SECONDS = 0.5  # while bad requests grow
+NEWS_SECONDS = 5.0  # counts that grow without a bad one among them start a pass so often
+IDLE_WINDOW_SECONDS = 300.0  # what is asked about when nothing is on its way
 TIMEOUT_SECONDS = 2.0
 PARALLEL = 32
 TICK_SECONDS = 0.25
@@ -28,6 +30,20 @@ TICK_SECONDS = 0.25
 FORGET_SECONDS = 1800.0
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How often, and about what: windows by their beginnings, none for the last minutes."""
+
+    every_seconds: float
+    since: tuple[datetime, ...] = ()
+    slow_milliseconds: float | None = None
+    replay_per_second: float = 0.0
+
+    def question(self, now: datetime) -> Question:
+        ages = tuple(max(0.0, (now - moment).total_seconds()) for moment in self.since)
+        return Question(ages or (IDLE_WINDOW_SECONDS,), self.slow_milliseconds, self.replay_per_second)
 
 
 @dataclass(frozen=True)
@@ -40,16 +56,17 @@ class Target:
     revision: int
     digest: str
     ready: bool
+    asked: Asked
 
 
 @dataclass
 class _Followed:
     key: Key
     target: Target
-    every_seconds: float
     due: float  # on the monotonic clock
     last_followed: float
     verdict: Verdict | None = None
+    told: float = 0.0  # when its service was last told of news
     asking: bool = False
     asked: asyncio.Event = field(default_factory=asyncio.Event)  # once, whatever came of it
 
@@ -72,7 +89,7 @@ class VerdictSource:
         self._clock = clock
         self._pods: dict[str, _Followed] = {}
 
-    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None:
+    def follow(self, key: Key, targets: tuple[Target, ...]) -> None:
         """From now on ask these pods of the service, and no others of it."""
         now = self._clock()
         wanted = {target.uid: target for target in targets}
@@ -81,14 +98,16 @@ class VerdictSource:
         for uid, target in wanted.items():
             pod = self._pods.get(uid)
             if pod is None:
-                self._pods[uid] = _Followed(key, target, every_seconds, now, now)
+                self._pods[uid] = _Followed(key, target, now, now)
                 continue
-            if pod.target != target:
+            if replace(pod.target, asked=target.asked) != target or pod.target.asked.since != target.asked.since:
                 pod.due = now
-                if replace(pod.target, ready=target.ready) != target:
+                if replace(pod.target, ready=target.ready, asked=target.asked) != target:
                     pod.verdict = None  # it spoke of another address or revision
-            pod.due = min(pod.due, now + every_seconds)
-            pod.target, pod.every_seconds, pod.last_followed = target, every_seconds, now
+                elif pod.verdict is not None and pod.target.asked.since != target.asked.since:
+                    pod.verdict = pod.verdict.model_copy(update={"windows": []})  # it counted other windows
+            pod.due = min(pod.due, now + target.asked.every_seconds)
+            pod.target, pod.last_followed = target, now
 
     def of(self, uid: str) -> Verdict | None:
         """The last answer of this pod; None where the last question had none."""
@@ -145,18 +164,45 @@ class VerdictSource:
             verdict = None
         pod.asking = False
         pod.asked.set()
-        pod.due = self._clock() + pod.every_seconds
-        if self._pods.get(target.uid) is not pod or pod.target.ip != target.ip or verdict == pod.verdict:
+        now = self._clock()
+        every = pod.target.asked.every_seconds
+        growing = verdict is not None and _bad(verdict) > _bad(pod.verdict) and bool(target.asked.since)
+        pod.due = now + (min(GROWING_SECONDS, every) if growing else every)
+        if self._pods.get(target.uid) is not pod or (pod.target.ip, pod.target.asked.since) != (
+            target.ip,
+            target.asked.since,
+        ):
             return
-        pod.verdict = verdict
-        self._changed(pod.key)
+        before, pod.verdict = pod.verdict, verdict
+        if verdict == before:
+            return
+        if growing or _without_counts(verdict) != _without_counts(before) or now - pod.told >= NEWS_SECONDS:
+            pod.told = now
+            self._changed(pod.key)
+
+
+def _bad(verdict: Verdict | None) -> int:
+    return sum(one.errors + one.slow + one.golden_errors + one.golden_slow for one in verdict.windows) if verdict else 0
+
+
+def _without_counts(verdict: Verdict | None) -> Verdict | None:
+    """What is news at once: all but how many requests there were; the first counts are."""
+    if verdict is None:
+        return None
+    windows = [window.model_copy(update=dict.fromkeys(COUNTS, 0)) for window in verdict.windows]
+    return verdict.model_copy(update={"windows": windows, "p99_milliseconds": None})
+
+
+COUNTS = ("seconds", "requests", "errors", "slow", "golden", "golden_errors", "golden_slow")
 
 
 async def fetch_verdict(session: aiohttp.ClientSession, target: Target, port: int) -> Verdict:
     """One question. Raises VerdictError for all but a well-formed verdict on the revision that was asked about."""
     host = f"[{target.ip}]" if ":" in target.ip else target.ip
     try:
-        async with session.get(f"http://{host}:{port}{PATH_VERDICT}", allow_redirects=False) as response:
+        query = target.asked.question(datetime.now(UTC)).query()
+        url = f"http://{host}:{port}{PATH_VERDICT}?{query}"
+        async with session.get(url, allow_redirects=False) as response:
             if response.status != 200:
                 raise VerdictError(f"status {response.status}")
             body = bytearray()

@@ -4,13 +4,14 @@ in memory; the order of writes, the sizes and the shares are what the tests look
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from bigmodel.api.verdict import Window
 from bigmodel.controller.service.observe import Surroundings
-from tests.unit.controller.service.world import DIGEST_B, PARITY_FAILS, Health, World, a_job, a_service
+from tests.unit.controller.service.world import DIGEST_B, PARITY_FAILS, Crash, Health, World, a_job, a_service
 
 ROUTE = {"parentRefs": [{"name": "gateway"}], "hostnames": ["mlp.example.com"]}
 SERVED = Surroundings(route_served=True, grpc_route_served=True)
@@ -573,3 +574,59 @@ def test_recreate_promotes_what_is_verified() -> None:
     settle(world)
     assert world.selected == 2
     assert world.condition("Promoted") == ("True", "Promoted")
+
+
+# Crashes
+
+
+def _play(crash_after: int | None, fails: bool) -> World:
+    """One canary of one step, promoted or rolled back, with a controller that dies after that write."""
+    rollout = {"steps": [50], "rollbackWindowSeconds": 30}
+    world = World(a_service(route=ROUTE, server={"replicas": 2}, rollout=rollout), a_job())
+    world.surroundings = SERVED
+    world.health[1] = under_load(10_000)
+    world.health[2] = under_load()
+    world.crash_after(crash_after)
+
+    def publish() -> None:
+        world.job = a_job(DIGEST_B, "job-2")
+
+    def time_passes() -> None:
+        world.later(63)
+        world.health[2] = under_load(50, 50) if fails else under_load()
+
+    for happens in (lambda: None, publish, time_passes, lambda: world.later(63)):
+        happens()
+        try:
+            settle(world)
+        except Crash:
+            world.crash_after(None)
+            settle(world)
+    return world
+
+
+def _end(world: World) -> dict[str, object]:
+    annotations = world.objects["HTTPRoute", "mlp"]["metadata"]["annotations"]
+    return {
+        "shares": world.shares,
+        "selected": world.selected,
+        "objects": sorted(world.objects),
+        "outcomes": [world.outcome(1), world.outcome(2)],
+        "pods": sorted(world.pods),
+        "status": {k: v for k, v in world.status.items() if k not in {"conditions", "history"}},
+        "split": {
+            k: v for k, v in json.loads(annotations["bigmodel.io/traffic"]).items() if k not in {"since", "began"}
+        },
+    }
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["promoted", "rolled back"])
+def test_a_crash_after_any_write_of_a_canary_leads_to_the_same_end(fails: bool) -> None:
+    """B18, C43: from records, Deployments and route alone."""
+    reference = _play(None, fails)
+    assert reference.shares == ({"mlp-r1": 100} if fails else {"mlp-r2": 100})
+    for position in range(len(reference.writes)):
+        world = _play(position, fails)
+        assert _end(world) == _end(reference), f"crash after write {position}: {reference.writes[position]}"
+        made = [write for write in world.writes if write.startswith("create Deployment")]
+        assert made == ["create Deployment/mlp-r1", "create Deployment/mlp-r2"]

@@ -6,8 +6,10 @@ from typing import Any
 
 from bigmodel.api.verdict import Verdict
 from bigmodel.controller.decision import Children, Key, Manifest
+from bigmodel.controller.kube.discovery import ClusterFacts
+from bigmodel.controller.service.questions import IDLE_SECONDS, LOADING_SECONDS
 from bigmodel.controller.service.reconciler import ServiceReconciler
-from bigmodel.controller.service.verdicts import IDLE_SECONDS, ROLLOUT_SECONDS, Target
+from bigmodel.controller.service.verdicts import Target
 from tests.unit.controller.service.world import DIGEST_A, SETTINGS, Health, World, a_job, a_service, serving_world
 
 
@@ -26,11 +28,11 @@ class Verdicts:
     """`answers`, by pod, are heard only once somebody has waited for them."""
 
     def __init__(self, answers: dict[str, Verdict] | None = None) -> None:
-        self.followed: list[tuple[Key, tuple[Target, ...], float]] = []
+        self.followed: list[tuple[Key, tuple[Target, ...]]] = []
         self._answers, self._heard = answers or {}, False
 
-    def follow(self, key: Key, targets: tuple[Target, ...], every_seconds: float) -> None:
-        self.followed.append((key, targets, every_seconds))
+    def follow(self, key: Key, targets: tuple[Target, ...]) -> None:
+        self.followed.append((key, targets))
 
     async def first_asked(self, key: Key) -> bool:
         waited, self._heard = not self._heard, True
@@ -48,7 +50,7 @@ def _children(world: World) -> Children:
 
 
 async def test_services_are_looked_at_when_their_job_changes_and_not_when_another_does() -> None:
-    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), Verdicts())
+    reconciler = ServiceReconciler(SETTINGS, ClusterFacts(), Jobs(a_job()), Verdicts())
     owner = a_service()
     await reconciler.observe(owner, Children(), ())
     mlp = a_job()
@@ -80,32 +82,32 @@ async def test_services_are_looked_at_when_a_job_with_their_labels_comes_or_lose
 
 async def test_pods_are_asked_often_while_a_revision_is_on_its_way_else_rarely() -> None:
     world, verdicts = serving_world(), Verdicts()
-    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), verdicts)
+    reconciler = ServiceReconciler(SETTINGS, ClusterFacts(), Jobs(a_job()), verdicts)
     await reconciler.observe(world.owner, _children(world), ())
-    key, targets, every_seconds = verdicts.followed[-1]
+    key, targets = verdicts.followed[-1]
     assert key == Key("BigModelService", "ml", "mlp")
     assert [(t.revision, t.digest, t.ip, t.ready) for t in targets] == [(1, DIGEST_A, "10.0.0.1", True)]
-    assert every_seconds == IDLE_SECONDS
+    assert [t.asked.every_seconds for t in targets] == [IDLE_SECONDS]
     world.health[2] = Health(ready=False)
     world.change_spec(batching={"maxBatchSize": 8})
     world.run()
     await reconciler.observe(world.owner, _children(world), ())
     assert {t.revision for t in verdicts.followed[-1][1]} == {1, 2}
-    assert verdicts.followed[-1][2] == ROLLOUT_SECONDS
+    assert {t.asked.every_seconds for t in verdicts.followed[-1][1]} == {LOADING_SECONDS}
 
 
 async def test_a_pod_that_only_carries_our_label_is_not_ours() -> None:
     world, verdicts = serving_world(), Verdicts()
     pod = next(iter(world.pods.values()))
     pod["metadata"]["ownerReferences"] = []
-    reconciler = ServiceReconciler(SETTINGS, None, Jobs(a_job()), verdicts)
+    reconciler = ServiceReconciler(SETTINGS, ClusterFacts(), Jobs(a_job()), verdicts)
     observed = await reconciler.observe(world.owner, _children(world), ())
     assert observed.pods == ()
     assert verdicts.followed[-1][1] == ()
 
 
 async def test_a_spec_of_no_shape_at_all_is_a_condition_not_an_exception() -> None:
-    reconciler = ServiceReconciler(SETTINGS, None, Jobs(), Verdicts())
+    reconciler = ServiceReconciler(SETTINGS, ClusterFacts(), Jobs(), Verdicts())
     for spec in ({}, {"model": None}, {"model": "x"}, {"model": {"fromJob": 3}}):
         observed = await reconciler.observe(a_service() | {"spec": spec}, Children(), ())
         assert observed.spec is None
@@ -117,7 +119,7 @@ async def test_a_new_leader_judges_no_pod_before_it_has_asked_it() -> None:
     world = serving_world()
     (uid,) = (pod["metadata"]["uid"] for pod in world.pods.values())
     verdict = Verdict(service="mlp", revision=1, digest=DIGEST_A, stage="Verified", message="64 samples")
-    observed = await ServiceReconciler(SETTINGS, None, Jobs(a_job()), Verdicts({uid: verdict})).observe(
+    observed = await ServiceReconciler(SETTINGS, ClusterFacts(), Jobs(a_job()), Verdicts({uid: verdict})).observe(
         world.owner, _children(world), ()
     )
     assert [pod.verdict for pod in observed.pods] == [verdict]

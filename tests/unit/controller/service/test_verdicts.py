@@ -14,7 +14,7 @@ from aiohttp import web
 from bigmodel.api.verdict import Verdict, VerdictStage
 from bigmodel.controller.decision import Key
 from bigmodel.controller.service import verdicts
-from bigmodel.controller.service.verdicts import Target, VerdictError, VerdictSource, fetch_verdict
+from bigmodel.controller.service.verdicts import Asked, Target, VerdictError, VerdictSource, fetch_verdict
 from tests.unit.controller.service.world import DIGEST_A, DIGEST_B
 
 KEY = Key("BigModelService", "ml", "mlp")
@@ -24,7 +24,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def _target(**changes: object) -> Target:
     return Target(
         **(
-            {"uid": "p1", "ip": "127.0.0.1", "service": "mlp", "revision": 1, "digest": DIGEST_A, "ready": False}
+            {
+                "uid": "p1",
+                "ip": "127.0.0.1",
+                "service": "mlp",
+                "revision": 1,
+                "digest": DIGEST_A,
+                "ready": False,
+                "asked": Asked(300),
+            }
             | changes
         )
     )  # type: ignore[arg-type]
@@ -140,7 +148,7 @@ async def test_only_news_wake_the_service(monkeypatch: pytest.MonkeyPatch) -> No
     async with _verifier(handler) as port:
         source = VerdictSource(news.append, port)
         async with _running(source):
-            source.follow(KEY, (_target(),), 0.05)
+            source.follow(KEY, (_target(asked=Asked(0.05)),))
             await _until(lambda: asked >= 4)
             assert news == [KEY]
             says = _verdict()
@@ -163,7 +171,7 @@ async def test_a_pod_that_stops_answering_has_no_verdict_any_more(monkeypatch: p
     async with _verifier(handler) as port:
         source = VerdictSource(lambda key: None, port)
         async with _running(source):
-            source.follow(KEY, (_target(),), 0.05)
+            source.follow(KEY, (_target(asked=Asked(0.05)),))
             await _until(lambda: source.of("p1") is not None)
             status = 503
             await _until(lambda: source.of("p1") is None)
@@ -172,7 +180,7 @@ async def test_a_pod_that_stops_answering_has_no_verdict_any_more(monkeypatch: p
 async def test_a_ready_pod_is_waited_for_until_it_was_asked_once_and_others_never() -> None:
     async with _verifier(_answers(_verdict())) as port:
         source = VerdictSource(lambda key: None, port)
-        source.follow(KEY, (_target(ready=True), _target(uid="p2", ready=False)), 300)
+        source.follow(KEY, (_target(asked=Asked(300), ready=True), _target(asked=Asked(300), uid="p2", ready=False)))
         async with _running(source):
             assert (await source.first_asked(KEY), _stage(source)) == (True, VerdictStage.VERIFIED)
             assert not await source.first_asked(KEY)
@@ -182,7 +190,7 @@ async def test_a_pod_that_hangs_is_not_waited_for_longer_than_its_question(monke
     monkeypatch.setattr(verdicts, "TIMEOUT_SECONDS", 0.05)
     async with _verifier(_hangs) as port:
         source = VerdictSource(lambda key: None, port)
-        source.follow(KEY, (_target(ready=True),), 300)
+        source.follow(KEY, (_target(asked=Asked(300), ready=True),))
         async with _running(source):
             assert await source.first_asked(KEY)
     assert source.of("p1") is None
@@ -202,20 +210,20 @@ def test_a_pod_is_asked_when_followed_when_due_and_at_once_when_it_turns_ready()
     def due() -> list[str]:
         found = [pod.target.uid for pod in source._due()]
         for pod in source._pods.values():
-            pod.due = clock.now + pod.every_seconds if pod.target.uid in found else pod.due
+            pod.due = clock.now + pod.target.asked.every_seconds if pod.target.uid in found else pod.due
         return found
 
-    source.follow(KEY, (_target(),), 300)
+    source.follow(KEY, (_target(asked=Asked(300)),))
     assert due() == ["p1"]
     assert due() == []
-    source.follow(KEY, (_target(),), 2)  # a rollout began
+    source.follow(KEY, (_target(asked=Asked(2)),))  # a rollout began
     clock.now = 1.9
     assert due() == []
     clock.now = 2.0
     assert due() == ["p1"]
-    source.follow(KEY, (_target(ready=True),), 300)
+    source.follow(KEY, (_target(asked=Asked(300), ready=True),))
     assert due() == ["p1"]
-    source.follow(KEY, (_target(uid="p2"),), 300)
+    source.follow(KEY, (_target(asked=Asked(300), uid="p2"),))
     assert due() == ["p2"]
     assert source.of("p1") is None
 
@@ -223,7 +231,7 @@ def test_a_pod_is_asked_when_followed_when_due_and_at_once_when_it_turns_ready()
 def test_a_service_that_nobody_looks_at_any_more_is_forgotten() -> None:
     clock = Clock()
     source = VerdictSource(lambda key: None, clock=clock)
-    source.follow(KEY, (_target(),), 2)
+    source.follow(KEY, (_target(asked=Asked(2)),))
     clock.now = verdicts.FORGET_SECONDS + 1
     assert source._due() == []
     assert source._pods == {}
@@ -231,7 +239,7 @@ def test_a_service_that_nobody_looks_at_any_more_is_forgotten() -> None:
 
 def test_many_pods_are_asked_in_turns() -> None:
     source = VerdictSource(lambda key: None, clock=Clock())
-    source.follow(KEY, tuple(_target(uid=f"p{i}") for i in range(100)), 2)
+    source.follow(KEY, tuple(_target(uid=f"p{i}") for i in range(100)))
     first = source._due()
     assert len(first) == verdicts.PARALLEL
     for pod in first:
