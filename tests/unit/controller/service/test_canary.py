@@ -606,7 +606,7 @@ def _play(crash_after: int | None, fails: bool) -> World:
 
 
 def _end(world: World) -> dict[str, object]:
-    annotations = world.objects["HTTPRoute", "mlp"]["metadata"]["annotations"]
+    split = json.loads(world.objects["HTTPRoute", "mlp"]["metadata"]["annotations"]["bigmodel.io/traffic"])
     return {
         "shares": world.shares,
         "selected": world.selected,

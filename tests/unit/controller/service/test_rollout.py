@@ -637,10 +637,10 @@ def test_an_invalid_spec_is_refused_in_a_condition_and_what_serves_goes_on() -> 
 
 
 def test_a_field_of_a_later_version_is_refused_in_a_condition() -> None:
-    world = World(a_service(route={"parentRefs": [{"name": "gateway"}], "hostnames": ["mlp.example.com"]}), a_job())
+    world = World(a_service(gates={"contract": "ignore"}), a_job())
     world.run()
     assert world.condition("Accepted") == ("False", "NotServed")
-    assert "spec.route" in world.status["message"]
+    assert "spec.gates.contract" in world.status["message"]
     assert world.condition("Ready") == ("Unknown", "NotServed")
     assert world.objects == {}
     assert [event.reason for event in world.events] == ["NotServed"]
