@@ -68,7 +68,9 @@ def _elsewhere(job: Manifest, **metadata: Any) -> Manifest:
 
 async def test_services_are_looked_at_when_a_job_with_their_labels_comes_or_loses_them() -> None:
     labelled = _elsewhere(a_job(), labels={"model": "mlp", "team": "a"})
-    reconciler = ServiceReconciler(SETTINGS, None, Jobs(labelled, _elsewhere(a_job(), name="other")), Verdicts())
+    reconciler = ServiceReconciler(
+        SETTINGS, ClusterFacts(), Jobs(labelled, _elsewhere(a_job(), name="other")), Verdicts()
+    )
     owner = a_service(model={"fromJobs": {"selector": {"matchLabels": {"model": "mlp"}}}})
     observed = await reconciler.observe(owner, Children(), ())
     assert observed.jobs == (labelled,)
