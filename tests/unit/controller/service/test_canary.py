@@ -614,9 +614,7 @@ def _end(world: World) -> dict[str, object]:
         "outcomes": [world.outcome(1), world.outcome(2)],
         "pods": sorted(world.pods),
         "status": {k: v for k, v in world.status.items() if k not in {"conditions", "history"}},
-        "split": {
-            k: v for k, v in json.loads(annotations["bigmodel.io/traffic"]).items() if k not in {"since", "began"}
-        },
+        "split": {k: v for k, v in split.items() if k not in {"since", "began"}},
     }
 
 
