@@ -71,10 +71,10 @@ def fetch(run: ServingRun, directory: Path, environ: Mapping[str, str], pause: C
 def _fetch(run: ServingRun, directory: Path, environ: Mapping[str, str], pause: Callable[[float], None]) -> Manifest:
     store = stores.open_store(run.store.model_copy(update={"uri": run.artifact_uri}), environ)
     pauses = iter(RETRY_PAUSES_SECONDS)
-    manifest = _patiently(lambda: artifacts.read_manifest(store, run.digest), pauses, pause)
+    manifest = patiently(lambda: artifacts.read_manifest(store, run.digest), pauses, pause)
     # Before the download, which may be long.
     config = synthesise(run, manifest.signature, manifest.variant(run.variant))
-    _patiently(lambda: artifacts.fetch(store, run.digest, run.variant, directory / ARTIFACT), pauses, pause)
+    patiently(lambda: artifacts.fetch(store, run.digest, run.variant, directory / ARTIFACT), pauses, pause)
     program = directory / ARTIFACT / manifest.variant(run.variant).program.path
     write_repository(directory, run, config, program)
     return manifest
@@ -95,7 +95,7 @@ def write_repository(directory: Path, run: ServingRun, config: str, program: Pat
     partial.rename(repository)
 
 
-def _patiently(act: Callable[[], Result], pauses: Iterator[float], pause: Callable[[float], None]) -> Result:
+def patiently(act: Callable[[], Result], pauses: Iterator[float], pause: Callable[[float], None]) -> Result:
     """`act`, again after each of the remaining pauses while the store does not answer."""
     while True:
         try:

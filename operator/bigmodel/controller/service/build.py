@@ -16,6 +16,7 @@ from bigmodel.controller.decision import (
     Manifest,
     ResourceKind,
 )
+from bigmodel.controller.service import errand
 from bigmodel.controller.service.diagnosis import is_gpu
 from bigmodel.controller.service.observe import ANNOTATION_REPLICAS, ANNOTATION_SELECTS, ObservedService
 from bigmodel.controller.service.revision import (
@@ -119,6 +120,13 @@ def _service(service: ObservedService, metadata: dict[str, Any], revision: int) 
 
 def _asked(metadata: dict[str, Any], annotation: str, value: int) -> dict[str, Any]:
     return {**metadata, "annotations": {annotation: str(value)}}
+
+
+def errand_pod(service: ObservedService, known: Record, task: str) -> Manifest:
+    """A one-off pod of a revision: `inspect` or `evaluate`. Without the revision's label no Service selects it."""
+    metadata = child_metadata(service, f"{names.revision_name(service.name, known.number)}-{task}")
+    metadata["labels"] = {**metadata["labels"], "app.kubernetes.io/component": task}
+    return errand.pod(known, task, metadata, {}, None)
 
 
 def disruption_budget(service: ObservedService, revision: int) -> Manifest:

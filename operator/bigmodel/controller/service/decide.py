@@ -16,6 +16,7 @@ from bigmodel.controller.decision import (
     DEPLOYMENT,
     GRPC_ROUTE,
     HTTP_ROUTE,
+    POD,
     POD_DISRUPTION_BUDGET,
     SERVICE,
     Decision,
@@ -36,7 +37,7 @@ from bigmodel.controller.service.ledger import (
     waits_for_slot,
 )
 from bigmodel.controller.service.observe import ObservedService
-from bigmodel.controller.service.revision import RECORDS_KEPT, Record, story
+from bigmodel.controller.service.revision import RECORDS_KEPT, Record, inspected, story
 from bigmodel.controller.service.route import Split
 from bigmodel.controller.service.status import invalid_status, service_status
 from bigmodel.controller.service.stepping import SETTLE_SECONDS, rollback_window_seconds, strategy
@@ -62,7 +63,10 @@ def decide(service: ObservedService, settings: Settings, now: datetime) -> Decis
             CONTROLLER_REVISION,
             names.revision_name(service.name, write.record.number),
             write.record.uid,
-            annotations=story(write.record, write.outcome, write.attempt),
+            annotations={
+                **story(write.record, write.outcome, write.attempt),
+                **(inspected(write.inspection) if write.inspection is not None else {}),
+            },
         )
         decision = Decision(relabel=(relabel,), requeue_after=SOON_SECONDS, again=True)
         return _told(service, status, decision, now) if service.rejections else decision
@@ -93,7 +97,8 @@ def _told(service: ObservedService, status: Manifest, decision: Decision, now: d
 def _children(service: ObservedService, ledger: Ledger, now: datetime) -> Decision:
     """Pods and addresses as the records ask for; what has no role any more goes."""
     wanted: list[Manifest] = []
-    candidate = None if waits_for_slot(service, ledger) else ledger.candidate
+    may_load = ledger.review is None or ledger.review.may_load
+    candidate = ledger.candidate if may_load and not waits_for_slot(service, ledger) else None
     roles = {record.number: record for record in (ledger.stable, candidate, ledger.previous) if record}
     if roles:
         wanted.append(build.network_policy(service))
@@ -102,17 +107,34 @@ def _children(service: ObservedService, ledger: Ledger, now: datetime) -> Decisi
     wanted += _last_failure(service, roles, now)
     wanted += _addresses(service, ledger)
     wanted += _routes(service, ledger, now)
+    errands = _errands(service, ledger)
     create = tuple(manifest for manifest in wanted if not _exists(service, manifest))
     edited = _edited(service)
     return Decision(
         relabel=tuple(
             Relabel(kind, name, uid, annotations={names.ANNOTATION_HASH: None}) for kind, name, uid in edited
         ),
-        create=create,
+        create=(*create, *(pod for pod in errands if not _exists(service, pod))),
         apply=tuple(manifest for manifest in wanted if manifest not in create),
-        delete=(*_without_role(service, roles, now), *_routes_not_wanted(service)),
+        delete=(*_without_role(service, roles, now), *_routes_not_wanted(service), *_over(service, errands)),
         events=tuple(_restored(kind, name, now) for kind, name, _ in edited),
         requeue_after=_next_look(service, ledger, now),
+    )
+
+
+def _errands(service: ObservedService, ledger: Ledger) -> list[Manifest]:
+    """The one-off pod that the candidate needs now."""
+    assert service.spec is not None
+    if ledger.candidate is None or ledger.review is None or ledger.review.errand is None:
+        return []
+    return [build.errand_pod(service, ledger.candidate, ledger.review.errand)] if service.spec.server.replicas else []
+
+
+def _over(service: ObservedService, wanted: list[Manifest]) -> tuple[Deletion, ...]:
+    """One-off pods that nobody needs any more: their answer is in the record."""
+    names_wanted = {pod["metadata"]["name"] for pod in wanted}
+    return tuple(
+        Deletion(POD, one.name, one.uid) for one in service.errands if one.name not in names_wanted and not one.deleting
     )
 
 
@@ -264,6 +286,8 @@ def _exists(service: ObservedService, manifest: Manifest) -> bool:
         return name in service.services
     if kind == DEPLOYMENT.kind:
         return any(deployment.name == name for deployment in service.deployments.values())
+    if kind == POD.kind:
+        return any(one.name == name for one in service.errands)
     if kind == POD_DISRUPTION_BUDGET.kind:
         return service.disruption_budget is not None
     if kind == HTTP_ROUTE.kind:

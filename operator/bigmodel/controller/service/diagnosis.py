@@ -15,7 +15,7 @@ from bigmodel.api.serving import load_failure
 from bigmodel.api.verdict import Verdict, VerdictStage
 from bigmodel.controller.service import messages
 from bigmodel.controller.service.messages import Reason
-from bigmodel.controller.service.observe import ObservedDeployment, ObservedPod
+from bigmodel.controller.service.observe import ObservedContainer, ObservedDeployment, ObservedPod
 from bigmodel.controller.service.revision import Record
 
 CRASHES_TOLERATED = 2  # a third end is a loop
@@ -32,9 +32,13 @@ GATES: dict[str, str] = {  # the word for the rollout column; every other reason
     Reason.DIGEST_MISMATCH: "digest",
     Reason.MODEL_LOAD_FAILED: "load",
     Reason.WARMUP_FAILED: "warm-up",
+    Reason.INCOMPATIBLE_SIGNATURE: "contract",
+    Reason.ACCURACY_FAILED: "accuracy",
 }
 
-StageReason = Literal[Reason.SCHEDULING, Reason.PULLING, Reason.FETCHING, Reason.LOADING, Reason.VERIFYING]
+StageReason = Literal[
+    Reason.PREPARING, Reason.SCHEDULING, Reason.PULLING, Reason.FETCHING, Reason.LOADING, Reason.VERIFYING
+]
 ORDER: tuple[StageReason, ...] = (
     Reason.SCHEDULING,
     Reason.PULLING,
@@ -201,8 +205,8 @@ def _late(record: Record, pods: Iterable[ObservedPod], now: datetime, found: lis
 def _of_pod(record: Record, pod: ObservedPod, namespace: str) -> Trouble | None:
     """The rules in the order a pod lives through them; the first that speaks is the cause of what follows."""
     rules: tuple[Callable[[], Trouble | None], ...] = (
-        lambda: _unplaced(record, pod),
-        lambda: _not_started(record, pod, namespace),
+        lambda: unplaced(record, pod.name, pod.unschedulable),
+        lambda: not_started(record, pod.name, (pod.fetch, pod.server, pod.verifier), namespace),
         lambda: _not_fetched(pod),
         lambda: _not_verified(pod),
         lambda: _server_ended(record, pod),
@@ -211,15 +215,15 @@ def _of_pod(record: Record, pod: ObservedPod, namespace: str) -> Trouble | None:
     return next((trouble for rule in rules if (trouble := rule())), None)
 
 
-def _unplaced(record: Record, pod: ObservedPod) -> Trouble | None:
-    if pod.unschedulable is None:
+def unplaced(record: Record, pod: str, text: str | None) -> Trouble | None:
+    """`text`: the scheduler's, None where it has not refused."""
+    if text is None:
         return None
     limits = record.data.inputs.resources.limits or {}
-    missing = next((name for name in limits if f"Insufficient {name}" in pod.unschedulable and is_gpu(name)), None)
+    missing = next((name for name in limits if f"Insufficient {name}" in text and is_gpu(name)), None)
     if missing:
-        wanted = f"{limits[missing]} {missing}"
-        return Trouble(Reason.INSUFFICIENT_GPU, messages.insufficient_gpu(pod.name, wanted, pod.unschedulable))
-    return Trouble(Reason.UNSCHEDULABLE, messages.unschedulable(pod.name, pod.unschedulable))
+        return Trouble(Reason.INSUFFICIENT_GPU, messages.insufficient_gpu(pod, f"{limits[missing]} {missing}", text))
+    return Trouble(Reason.UNSCHEDULABLE, messages.unschedulable(pod, text))
 
 
 def is_gpu(resource: str) -> bool:
@@ -227,18 +231,18 @@ def is_gpu(resource: str) -> bool:
     return "/" in resource and (resource.endswith("/gpu") or "/mig-" in resource)
 
 
-def _not_started(record: Record, pod: ObservedPod, namespace: str) -> Trouble | None:
-    for container in (pod.fetch, pod.server, pod.verifier):
+def not_started(record: Record, pod: str, containers: Iterable[ObservedContainer], namespace: str) -> Trouble | None:
+    for container in containers:
         if container.waiting in IMAGE_WAITS:
             message = messages.image_pull_failed(
-                pod.name, container.name, container.image, container.waiting_message or container.waiting or ""
+                pod, container.name, container.image, container.waiting_message or container.waiting or ""
             )
             return Trouble(Reason.IMAGE_PULL_FAILED, message)
         if container.waiting in CONFIG_WAITS:
             secret = record.data.inputs.store.s3.secret_name if record.data.inputs.store.s3 else None
             if secret and _names_missing_secret(container.waiting_message, secret):
                 return Trouble(Reason.STORE_SECRET_MISSING, messages.store_secret_missing(secret, namespace))
-            message = messages.container_config_error(pod.name, container.name, container.waiting_message)
+            message = messages.container_config_error(pod, container.name, container.waiting_message)
             return Trouble(Reason.CONTAINER_CONFIG_ERROR, message)
     return None
 

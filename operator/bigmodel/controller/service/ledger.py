@@ -3,14 +3,25 @@
 Rebuilt at each pass from the selector of Service `<svc>` and the records; no memory, no status.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from bigmodel.api.service import GateResult
 from bigmodel.controller.service import messages, orders
 from bigmodel.controller.service.diagnosis import Diagnosis, diagnose
+from bigmodel.controller.service.gates import Review, results, review
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
-from bigmodel.controller.service.revision import Attempt, Outcome, Record, RevisionInputs, inputs, next_number
+from bigmodel.controller.service.revision import (
+    Attempt,
+    Inspection,
+    Outcome,
+    Record,
+    RevisionInputs,
+    inputs,
+    next_number,
+)
 from bigmodel.controller.service.selection import select
 from bigmodel.controller.service.source import Artifact, Source, resolve
 from bigmodel.controller.service.stepping import Ending, Move, cooling_failure, next_move, rollback_window_seconds
@@ -35,7 +46,8 @@ class Ledger:
     previous: Record | None  # stable before, still warm
     wanted_record: Record | None  # the record of what is wanted, whatever became of it
     diagnoses: dict[int, Diagnosis]  # of stable and candidate
-    move: Move | None = None  # what to do with the candidate, until it is stable
+    review: Review | None = None  # of the candidate, until it is stable
+    move: Move | None = None  # what to do with the candidate, from when it may have pods until it is stable
     cooling: Ending | None = None  # why stable must give way to the one before, which is still warm
 
     @property
@@ -48,6 +60,15 @@ class Ledger:
     def promoting(self) -> bool:
         """The selector has moved, the outcome is not written yet."""
         return self.candidate is not None and self.candidate is self.stable
+
+    def results(self, service: ObservedService) -> tuple[GateResult, ...]:
+        """How the candidate stands, gate by gate."""
+        if self.review is not None:
+            return (*self.review.results, *(self.move.results if self.move is not None else ()))
+        if self.candidate is None or service.spec is None:
+            return ()
+        verification = self.diagnoses[self.candidate.number].verification
+        return results(service.spec.gates, self.previous, self.candidate, verification)
 
     def kept_until(self, window_seconds: int) -> datetime | None:
         """When the previous revision is taken away."""
@@ -63,6 +84,7 @@ class RecordWrite:
     record: Record
     outcome: Outcome | None
     attempt: Attempt
+    inspection: Inspection | None = None  # None: as it is
 
 
 def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> Ledger:
@@ -89,7 +111,13 @@ def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> 
         if record is not None
     }
     previous = _previous(service, stable, candidate, now)
-    rolling = candidate is not None and candidate is not stable
+    reviewed, move = None, None
+    if candidate is not None and candidate is not stable:
+        reviewed = review(service, stable, candidate, diagnoses[candidate.number], now)
+        diagnoses[candidate.number] = reviewed.diagnosis
+        if reviewed.may_load:
+            move = next_move(service, stable, candidate, reviewed.diagnosis, now)
+            move = move if reviewed.cleared else move.dark()
     return Ledger(
         source=source,
         wanted=wanted,
@@ -98,7 +126,8 @@ def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> 
         previous=previous,
         wanted_record=wanted_record,
         diagnoses=diagnoses,
-        move=next_move(service, stable, candidate, diagnoses[candidate.number], now) if rolling and candidate else None,
+        review=reviewed,
+        move=move,
         cooling=cooling_failure(service, stable) if stable and not stable.open and previous else None,
     )
 
@@ -153,6 +182,7 @@ def next_record_write(service: ObservedService, ledger: Ledger, now: datetime) -
         _promoted(service, ledger, now)
         or _superseded(service, ledger, now)
         or next_order(service, ledger, now)
+        or _inspected(ledger)
         or (None if service.spec.server.replicas == 0 else _ended(service, ledger, now) or _reopened(ledger, now))
     )
 
@@ -185,6 +215,7 @@ def _promoted(service: ObservedService, ledger: Ledger, now: datetime) -> Record
         at=now,
         verified=verification.message if verification else None,
         verified_reason=verification.reason if verification else None,
+        gates=list(ledger.results(service)),
     )
     return RecordWrite(stable, outcome, stable.attempt)
 
@@ -230,26 +261,46 @@ def next_order(service: ObservedService, ledger: Ledger, now: datetime) -> Recor
     return None
 
 
+def _inspected(ledger: Ledger) -> RecordWrite | None:
+    """What the `inspect` pod read: from then on the pod is not needed any more."""
+    if ledger.candidate is None or ledger.review is None or ledger.review.inspection is None:
+        return None
+    return RecordWrite(ledger.candidate, None, ledger.candidate.attempt, ledger.review.inspection)
+
+
 def _ended(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWrite | None:
     """A candidate whose trouble or gate ends its attempt, or that took too long; a stable that fails while it cools."""
     if ledger.cooling is not None and ledger.stable is not None and not ledger.falling_back and not ledger.promoting:
-        return _ending(ledger.stable, ledger.cooling, now)
+        known = ledger.stable.outcome.gates if ledger.stable.outcome is not None else []
+        return _ending(ledger.stable, ledger.cooling, now, known)
     candidate = ledger.candidate
     if candidate is None or ledger.promoting:
         return None
     trouble = ledger.diagnoses[candidate.number].trouble
     if trouble is not None and trouble.ends is not None:
         outcome = Outcome(
-            result=trouble.ends, reason=trouble.reason, message=trouble.message, at=now, gate=trouble.gate
+            result=trouble.ends,
+            reason=trouble.reason,
+            message=trouble.message,
+            at=now,
+            gate=trouble.gate,
+            gates=list(ledger.results(service)),
         )
         return RecordWrite(candidate, outcome, candidate.attempt)
     if ledger.move is not None and ledger.move.ends is not None:
-        return _ending(candidate, ledger.move.ends, now)
+        return _ending(candidate, ledger.move.ends, now, ledger.results(service))
     return _too_long(service, ledger, candidate, now)
 
 
-def _ending(record: Record, ending: Ending, now: datetime) -> RecordWrite:
-    outcome = Outcome(result=ending.result, reason=ending.reason, message=ending.message, at=now, gate=ending.gate)
+def _ending(record: Record, ending: Ending, now: datetime, gates: Sequence[GateResult]) -> RecordWrite:
+    outcome = Outcome(
+        result=ending.result,
+        reason=ending.reason,
+        message=ending.message,
+        at=now,
+        gate=ending.gate,
+        gates=list(gates),
+    )
     return RecordWrite(record, outcome, record.attempt)
 
 
@@ -281,13 +332,13 @@ def _reopened(ledger: Ledger, now: datetime) -> RecordWrite | None:
         return None
     acted = record.attempt.acted
     if record.outcome.result == "Promoted":
-        return RecordWrite(record, None, Attempt(since=now, back=record is ledger.previous, acted=acted))
+        return RecordWrite(record, None, Attempt(since=now, back=record is ledger.previous, acted=acted, served=True))
     retry_at = record.retry_at()
     if retry_at is None or now < retry_at:
         return None
     nothing_was_wrong = record.outcome.reason == Reason.SUPERSEDED
     number = record.attempt.number if nothing_was_wrong else record.attempt.number + 1
-    return RecordWrite(record, None, Attempt(number=number, since=now, acted=acted))
+    return RecordWrite(record, None, Attempt(number=number, since=now, acted=acted, served=record.attempt.served))
 
 
 def may_promote(service: ObservedService, ledger: Ledger) -> bool:

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     STORE_FORBIDDEN = "StoreForbidden"
     FETCH_FAILED = "FetchFailed"
     VOLUME_FAILED = "VolumeFailed"
+    ERRAND_FAILED = "ErrandFailed"
     VERIFIER_CRASH_LOOP = "VerifierCrashLoop"
     ROLLOUTS_QUEUED = "RolloutsQueued"
     HOSTNAME_TAKEN = "HostnameTaken"
@@ -67,6 +68,8 @@ class Reason(StrEnum):
     STARTUP_DEADLINE_EXCEEDED = "StartupDeadlineExceeded"
     ROLLOUT_DEADLINE_EXCEEDED = "RolloutDeadlineExceeded"
     # What rejects a candidate for good
+    INCOMPATIBLE_SIGNATURE = "IncompatibleSignature"
+    ACCURACY_FAILED = "AccuracyFailed"
     DIGEST_MISMATCH = "DigestMismatch"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     INVALID_CONFIG = "InvalidConfig"
@@ -476,6 +479,38 @@ def startup_deadline_exceeded(pod: str, seconds: int, doing: str) -> str:
 
 def rollout_deadline_exceeded(seconds: int, doing: str) -> str:
     return cut(f"Not verified within spec.rollout.deadlineSeconds ({seconds} s): {doing}")
+
+
+def _retry(revision: int) -> str:
+    return f"kubectl annotate bms … bigmodel.io/retry={revision}"
+
+
+def errand_held_up(pod: str, task: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} could not {task} yet: {text or 'it gave no reason'}. Tried again by itself; see kubectl logs {pod}."
+    )
+
+
+def errand_failed(pod: str, task: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} could not {task} in time: {text or 'it gave no reason'}. Check the store, its Secret and the "
+        "network; tried again by itself."
+    )
+
+
+def incompatible_signature(revision: int, stable: str, text: str) -> str:
+    return cut(
+        f"{_name(revision)} does not take every request that {stable} takes: {quote(text)} (spec.gates.contract). "
+        "Train a model with the same inputs and outputs, serve the new ones by another BigModelService, or set "
+        f"contract: ignore once no client needs the old ones, and try it again: {_retry(revision)}."
+    )
+
+
+def accuracy_failed(revision: int, found: str, limit: str, field: str) -> str:
+    return cut(
+        f"{_name(revision)} was published with {quote(found)}, the limit is {limit} (spec.gates.accuracy, {field}). "
+        f"Train a better one, or change the limit and try it again: {_retry(revision)}."
+    )
 
 
 # Outcomes

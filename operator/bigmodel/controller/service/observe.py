@@ -76,6 +76,21 @@ class ObservedPod:
 
 
 @dataclass(frozen=True)
+class ObservedErrand:
+    """A one-off pod of a revision (`errand`)."""
+
+    name: str
+    uid: str
+    revision: int
+    task: str
+    unschedulable: str | None  # the scheduler's text
+    container: ObservedContainer
+    over: bool = False  # its time is over, or its node gave it up: it ended without an answer
+    message: str = ""  # the kubelet's word on that
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
 class ObservedDeployment:
     name: str
     uid: str
@@ -125,6 +140,7 @@ class ObservedService:
     network_policy: bool = False
     disruption_budget: str | None = None  # UID
     pods: tuple[ObservedPod, ...] = ()  # not those being deleted
+    errands: tuple[ObservedErrand, ...] = ()
     rejections: tuple[Rejection, ...] = ()
     route: ObservedRoute | None = None
     grpc_route: ObservedRoute | None = None
@@ -134,6 +150,9 @@ class ObservedService:
     @property
     def route_served(self) -> bool:
         return self.surroundings.route_served
+
+    def errand(self, revision: int, task: str) -> ObservedErrand | None:
+        return next((one for one in self.errands if (one.revision, one.task) == (revision, task)), None)
 
     def pods_of(self, revision: int) -> tuple[ObservedPod, ...]:
         return tuple(pod for pod in self.pods if pod.revision == revision)
@@ -186,6 +205,7 @@ def observed_service(
         pods=tuple(
             sorted(observed_pods(name, children.related(POD), verdicts), key=lambda pod: (pod.created, pod.name))
         ),
+        errands=tuple(found for child in children.of(POD) if (found := _errand(name, child)) is not None),
         rejections=rejections,
         route=_route(name, children.of(HTTP_ROUTE)),
         grpc_route=_route(name, children.of(GRPC_ROUTE)),
@@ -367,6 +387,27 @@ def _pod(manifest: Manifest, revision: int, verdict: Verdict | None) -> Observed
         verifier=verifier,
         fetched=_fetched(fetch),
         verdict=verdict,
+    )
+
+
+def _errand(service: str, manifest: Manifest) -> ObservedErrand | None:
+    metadata, status = manifest["metadata"], manifest.get("status") or {}
+    number, _, task = metadata["name"].removeprefix(f"{service}-r").partition("-")
+    if not number.isdigit() or not task:
+        return None
+    scheduled: Manifest = next((c for c in status.get("conditions") or () if c["type"] == "PodScheduled"), {})
+    image = manifest["spec"]["containers"][0].get("image", "")
+    said = next(iter(status.get("containerStatuses") or ()), None)
+    return ObservedErrand(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        revision=int(number),
+        task=task,
+        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
+        container=_container(said, image) if said is not None else ObservedContainer(task, image),
+        over=status.get("phase") == "Failed",
+        message=status.get("message") or status.get("reason") or "",
+        deleting=metadata.get("deletionTimestamp") is not None,
     )
 
 

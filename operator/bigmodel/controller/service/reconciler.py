@@ -66,6 +66,7 @@ class ServiceReconciler:
         POD_DISRUPTION_BUDGET,
         HTTP_ROUTE,
         GRPC_ROUTE,
+        POD,  # errands
     )
     # Found by the label bigmodel.io/service: other controllers make them.
     related: tuple[ResourceKind, ...] = (POD, ENDPOINT_SLICE)

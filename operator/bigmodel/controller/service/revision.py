@@ -12,21 +12,23 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from bigmodel.api import names
 from bigmodel.api.model import Digest, LongText, Metric, Model, Text, VariantName
 from bigmodel.api.pod import LocalObject, Resources, Toleration
-from bigmodel.api.service import Batching, ParityGate, ServiceSpec
+from bigmodel.api.service import Batching, GateResult, ParityGate, ServiceSpec
 from bigmodel.api.store import Store
+from bigmodel.artifact.summary import Summary
 from bigmodel.controller.decision import Manifest
 from bigmodel.controller.service.source import Artifact
 
 ANNOTATION_OUTCOME = f"{names.GROUP}/outcome"  # Outcome as JSON; absent while the revision is on its way
 ANNOTATION_ATTEMPT = f"{names.GROUP}/attempt"  # Attempt as JSON; absent at the first
 RECORDS_KEPT = 20
+ANNOTATION_INSPECTED = f"{names.GROUP}/inspected"  # Inspection as JSON; absent until the manifest was read
 BACKOFF_SECONDS = 30
 LONGEST_BACKOFF_SECONDS = 1800
 
@@ -140,6 +142,7 @@ class Outcome(Model):
     gate: Text | None = None  # one word for the rollout column, for example parity
     verified: LongText | None = None  # what its verification found, where it got that far
     verified_reason: Text | None = None
+    gates: Annotated[list[GateResult], Field(max_length=16)] = Field(default_factory=list)  # as they last stood
 
 
 class Attempt(Model):
@@ -150,6 +153,14 @@ class Attempt(Model):
     back: bool = False  # to what served before and is still warm: an immediate switch
     approved: bool = False  # by the user: no more steps, no more evidence
     acted: list[Text] = Field(default_factory=list, max_length=8)  # annotations of the user that have had their effect
+    served: bool = False  # it was promoted before: static gates do not keep it from coming back
+
+
+class Inspection(Model):
+    """What the `inspect` pod read, and when."""
+
+    summary: Summary
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -162,6 +173,7 @@ class Record:
     data: RevisionData
     outcome: Outcome | None
     attempt: Attempt
+    inspection: Inspection | None = None
 
     @property
     def open(self) -> bool:
@@ -195,9 +207,22 @@ def record_of(manifest: Manifest) -> Record | None:
             data=data,
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
             attempt=Attempt.model_validate_json(attempt) if attempt else Attempt(since=created),
+            inspection=_inspection(annotations.get(ANNOTATION_INSPECTED)),
         )
     except (ValidationError, KeyError, TypeError, ValueError):
         return None
+
+
+def _inspection(text: str | None) -> Inspection | None:
+    try:
+        return Inspection.model_validate_json(text) if text else None
+    except ValidationError:
+        return None  # written by a version that this one can't read: it is read anew
+
+
+def inspected(inspection: Inspection) -> dict[str, str | None]:
+    """The annotation of a record whose manifest was read."""
+    return {ANNOTATION_INSPECTED: _json(inspection)}
 
 
 def story(record: Record, outcome: Outcome | None, attempt: Attempt) -> dict[str, str | None]:

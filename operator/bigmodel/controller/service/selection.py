@@ -4,16 +4,15 @@ What was taken last counts as well when its job is gone: an older job must not c
 cleaned up. The records remember it, its metrics included.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from bigmodel.api.model import Metric
 from bigmodel.api.service import Best, FromJobs, ModelSource
 from bigmodel.api.store import Store
 from bigmodel.controller.decision import Manifest
 from bigmodel.controller.service import messages
+from bigmodel.controller.service.accuracy import number
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.revision import Record
 from bigmodel.controller.service.source import Artifact, Source, offer, published_artifact, unpublished
@@ -49,16 +48,6 @@ def select(
     serving = next((r for r in taken if r.outcome is None or r.outcome.result == "Promoted"), None)
     chosen = _best(follow.best, offers, serving.data.artifact() if serving else None, current, rejected, labels)
     return _in_time(chosen, follow, taken, now)
-
-
-def number(metrics: Iterable[Metric], name: str) -> float | None:
-    """The metric as a finite number, None where there is none."""
-    text = next((metric.value for metric in metrics if metric.name == name), None)
-    try:
-        value = float(text) if text is not None else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _age(artifact: Artifact) -> tuple[datetime, str]:

@@ -20,7 +20,7 @@ from bigmodel.api.service import (
 from bigmodel.controller.conditions import ConditionStatus, find, set_condition
 from bigmodel.controller.decision import Manifest, Rejection
 from bigmodel.controller.service import build, messages
-from bigmodel.controller.service.diagnosis import Diagnosis, Verification
+from bigmodel.controller.service.diagnosis import Diagnosis
 from bigmodel.controller.service.ledger import Ledger, may_promote, short_digest, waits_for_slot
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
@@ -86,7 +86,7 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
         traffic=_traffic(service, ledger),
         rollout=_rollout(service, ledger, now),
         selector=_selector(service) if serves else None,
-        gates=_gates(ledger),
+        gates=_gates(service, ledger),
         history=_history(service.records),
     )
     return {**status.wire(), "conditions": _conditions(service, told, now)}
@@ -439,6 +439,8 @@ def _candidate_text(service: ObservedService, ledger: Ledger, candidate: Record,
         return f"{name} {move.weight}%{place}{paused}"
     if move is not None and move.waits is not None:
         return f"{name} paused" if move.waits[0] is Reason.PAUSED else f"{name} {move.waits[0]}"
+    if diagnosis.stage is Reason.PREPARING:
+        return f"{name} inspect"
     since = f" {_duration(now - diagnosis.since)}" if diagnosis.since else ""
     return f"{name} {diagnosis.stage.lower()}{since}"
 
@@ -449,24 +451,12 @@ def _duration(time: timedelta) -> str:
     return f"{seconds // TEXT_STEP_SECONDS * TEXT_STEP_SECONDS}s" if seconds < 60 else f"{seconds // 60}m"
 
 
-def _gates(ledger: Ledger) -> list[GateResult]:
-    """Verdicts on the candidate, from what its verifiers said."""
+def _gates(service: ObservedService, ledger: Ledger) -> list[GateResult]:
+    """Verdicts on the candidate; without one, how the last that is wanted stood when it ended."""
     if ledger.candidate is None:
-        return []
-    diagnosis = ledger.diagnoses[ledger.candidate.number]
-    verification = diagnosis.verification
-    online = ledger.move.results if ledger.move is not None else ()
-    return [*([_parity(verification, ledger.candidate)] if verification else []), *online]
-
-
-def _parity(verification: Verification, candidate: Record) -> GateResult:
-    parity = verification.verdict.parity if verification.verdict else None
-    if parity is None:
-        value, limit = "passed", "the verifier's"
-    else:
-        value = f"{parity.worst:.1%} of the tolerance, {parity.samples} samples"
-        limit = f"|a - b| <= {parity.absolute:g} + {parity.relative:g}*|b|"
-    return GateResult(name="parity", value=value, limit=limit, verdict="Pass", at=candidate.attempt.since)
+        ended = ledger.wanted_record.outcome if ledger.wanted_record else None
+        return ended.gates if ended else []
+    return list(ledger.results(service))
 
 
 def _history(records: tuple[Record, ...]) -> list[RevisionResult]:

@@ -44,6 +44,10 @@ class Move:
     results: tuple[GateResult, ...] = ()
     synthetic: bool = False  # golden requests decided
 
+    def dark(self) -> "Move":
+        """The same pods, and no traffic yet."""
+        return Move(0, self.size)
+
 
 def strategy(service: ObservedService) -> Literal["canary", "blueGreen", "recreate"]:
     """The one that is followed: without a route that splits traffic, or a cluster that knows routes, no canary."""

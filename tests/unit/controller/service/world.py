@@ -13,6 +13,8 @@ from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api.verdict import LoadTimings, Parity, Verdict, VerdictStage, Window
+from bigmodel.artifact.manifest import Signature
+from bigmodel.artifact.summary import InspectResult, Summary, signature_digest
 from bigmodel.controller.decision import Children, Decision, Event, Manifest, Rejection
 from bigmodel.controller.service.decide import decide
 from bigmodel.controller.service.observe import ObservedService, Surroundings, followed_jobs, observed_service
@@ -132,6 +134,36 @@ def load_fails(text: str) -> Health:
 PARITY_FAILS = Health(
     ready=False, stage=VerdictStage.FAILED, reason="ParityFailed", says="sample 7 differs: 1.5 instead of 1.0"
 )
+SIGNATURE: dict[str, Any] = {
+    "inputs": [{"name": "x", "datatype": "float32", "shape": ["batch", 1000]}],
+    "outputs": [{"name": "y", "datatype": "float32", "shape": ["batch", 1]}],
+    "dimensions": {"batch": {"minimum": 1, "maximum": 64}},
+}
+VALIDATION = "sha256:" + "7" * 64
+
+
+def a_summary(signature: dict[str, Any] = SIGNATURE, **more: Any) -> Summary:
+    """What an artefact's manifest says of itself; `more` adds or replaces."""
+    parsed = Signature.model_validate(signature)
+    metrics = [{"name": "val_mse", "value": "2871.4"}]
+    known = {"variant": "default", "precision": "fp32", "golden": "validation", "deterministic": True, "sizeBytes": 1}
+    known |= {"metrics": metrics, "validation": VALIDATION, "signatureDigest": signature_digest(parsed)}
+    return Summary.model_validate(known | {"signature": signature} | more)
+
+
+def inspected(**more: Any) -> dict[str, Any]:
+    """The container of an `inspect` pod that read such a manifest."""
+    return done(InspectResult(ok=True, message="read", summary=a_summary(**more)).fitted())
+
+
+INSPECTED = inspected()
+
+
+def refused(reason: str, message: str) -> dict[str, Any]:
+    """The container of an errand that ended with a verdict on the content."""
+    return done(json.dumps({"ok": False, "reason": reason, "message": message}))
+
+
 PARITY = Parity(samples=64, absolute=0.0001, relative=0.001, worst=0.03, compared="values")
 
 
@@ -149,6 +181,7 @@ class World:
         self.pods: dict[str, Manifest] = {}
         self.verdicts: dict[str, Verdict] = {}
         self.health: dict[int, Health] = {}
+        self.errands: dict[str, dict[str, Any] | Manifest] = {}  # by "r2-inspect": its container, or its whole status
         self.rejections: tuple[Rejection, ...] = ()
         self.endpoints_lag = False  # the endpoint controller sleeps
         self.surroundings = Surroundings()
@@ -289,9 +322,17 @@ class World:
                     self.pods[pod_name] = self._new_pod(deployment, pod_name, ordinal)
         for pod in self.pods.values():
             self._live(pod)
-        for (kind, _), route in self.objects.items():
+        for (kind, name), manifest in self.objects.items():
             if kind in {"HTTPRoute", "GRPCRoute"} and self.gateway is not None:
-                route["status"] = {"parents": [{"conditions": [self._said_by_gateway(route)]}]}
+                manifest["status"] = {"parents": [{"conditions": [self._said_by_gateway(manifest)]}]}
+            if kind == "Pod":
+                self._run_errand(name.removeprefix(f"{NAME}-"), manifest)
+
+    def _run_errand(self, name: str, pod: Manifest) -> None:
+        """An errand ends as the test says, an `inspect` by default well."""
+        ends = self.errands.get(name, INSPECTED)
+        container = {"name": pod["spec"]["containers"][0]["name"]} | ends
+        pod["status"] = ends if "phase" in ends else {"phase": "Running", "containerStatuses": [container]}
 
     def _said_by_gateway(self, route: Manifest) -> Manifest:
         accepted = {"type": "Accepted", "observedGeneration": route["metadata"].get("generation", 0)}
