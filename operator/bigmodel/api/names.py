@@ -36,6 +36,7 @@ PORT_TRITON_METRICS = 8002
 # Environment of our own processes.
 ENV_TRAINING_RUN = "BIGMODEL_RUN"  # TrainingRun as JSON
 ENV_SERVING_RUN = "BIGMODEL_SERVE"  # ServingRun as JSON
+ENV_EVALUATION = "BIGMODEL_EVALUATE"  # EvaluationRun as JSON
 ENV_INDEX = "BIGMODEL_INDEX"
 ENV_INCARNATION = "BIGMODEL_INCARNATION"  # k of the k-th replacement, 0 for the first pod of an index
 ENV_POD_IP = "BIGMODEL_POD_IP"

@@ -56,8 +56,6 @@ TABLE: tuple[NotYet, ...] = (
     # BigModelService
     _only("spec.model.variant", "default"),
     _only("spec.server.backend", "auto", "python"),
-    _without("spec.gates.evaluation"),
-    _without("spec.gates.change"),
 )
 
 

@@ -341,6 +341,14 @@ OF_MODEL: dict[type[Model], tuple[Rule, ...]] = {
         ),
     ),
     service.Server: (_keys_are_qualified_names("nodeSelector"),),
+    service.EvaluationData: (
+        Rule(
+            "!self.uri.startsWith('dataset://')",
+            "the pod that evaluates has no data sets of the trainer image; put the samples at s3:// or pvc://",
+            _quoted("self.uri"),
+            ".uri",
+        ),
+    ),
     service.AccuracyGate: (
         Rule(
             "has(self.atMost) || has(self.atLeast) || has(self.maxRelativeDrop)",

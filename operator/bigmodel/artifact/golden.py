@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save_file
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 MAX_SAMPLES = 64
@@ -57,19 +57,24 @@ def write(directory: Path, cases: Sequence[GoldenCase]) -> None:
 
 def read(directory: Path) -> list[GoldenCase]:
     """The cases in `directory`, smallest batch first; empty when there are none. Raises InvalidGolden."""
-    cases = []
-    for path in directory.glob("batch-*.safetensors"):
-        try:
-            arrays = load_file(path)
-            case = GoldenCase(_unpacked("input", arrays), _unpacked("output", arrays))
-        except (SafetensorError, KeyError, ValueError, IndexError) as error:
-            raise InvalidGolden(f"{path.name} holds no golden case: {error}; publish the model again") from error
-        if not case.inputs or not case.outputs:
-            raise InvalidGolden(
-                f"{path.name} holds {len(case.inputs)} inputs and {len(case.outputs)} outputs, want at least one each"
-            )
-        cases.append(case)
+    cases = [parse(path.read_bytes(), path.name) for path in directory.glob("batch-*.safetensors")]
     return sorted(cases, key=lambda case: case.samples)
+
+
+def parse(data: bytes, name: str) -> GoldenCase:
+    """The case in one file; `name` is for the message. Raises InvalidGolden."""
+    try:
+        arrays = load(data)
+        case = GoldenCase(_unpacked("input", arrays), _unpacked("output", arrays))
+    except (SafetensorError, KeyError, ValueError, IndexError) as error:
+        raise InvalidGolden(
+            f"{name} holds no samples: {error}; a safetensors file with input/NAME and output/NAME is wanted"
+        ) from error
+    if not case.inputs or not case.outputs:
+        raise InvalidGolden(
+            f"{name} holds {len(case.inputs)} inputs and {len(case.outputs)} outputs, want at least one each"
+        )
+    return case
 
 
 def _packed(side: str, arrays: Mapping[str, npt.NDArray[np.generic]]) -> Arrays:

@@ -5,6 +5,7 @@ from typing import Any
 
 from bigmodel.api import names
 from bigmodel.api import serving as pod_contract
+from bigmodel.api.evaluation import EvaluationRun
 from bigmodel.api.run import ServingRun
 from bigmodel.controller.decision import (
     BIG_MODEL_SERVICE,
@@ -16,9 +17,14 @@ from bigmodel.controller.decision import (
     Manifest,
     ResourceKind,
 )
-from bigmodel.controller.service import errand
+from bigmodel.controller.service import errand, evaluation
 from bigmodel.controller.service.diagnosis import is_gpu
-from bigmodel.controller.service.observe import ANNOTATION_REPLICAS, ANNOTATION_SELECTS, ObservedService
+from bigmodel.controller.service.observe import (
+    ANNOTATION_QUESTION,
+    ANNOTATION_REPLICAS,
+    ANNOTATION_SELECTS,
+    ObservedService,
+)
 from bigmodel.controller.service.revision import (
     ChosenImages,
     Record,
@@ -122,11 +128,15 @@ def _asked(metadata: dict[str, Any], annotation: str, value: int) -> dict[str, A
     return {**metadata, "annotations": {annotation: str(value)}}
 
 
-def errand_pod(service: ObservedService, known: Record, task: str) -> Manifest:
+def errand_pod(service: ObservedService, known: Record, task: str, question: EvaluationRun | None) -> Manifest:
     """A one-off pod of a revision: `inspect` or `evaluate`. Without the revision's label no Service selects it."""
     metadata = child_metadata(service, f"{names.revision_name(service.name, known.number)}-{task}")
     metadata["labels"] = {**metadata["labels"], "app.kubernetes.io/component": task}
-    return errand.pod(known, task, metadata, {}, None)
+    metadata["annotations"] = {ANNOTATION_QUESTION: errand.question_hash(question)}
+    if question is None:
+        return errand.pod(known, task, metadata, {}, None)
+    asked = json.dumps(question.wire(), sort_keys=True, separators=(",", ":"))
+    return errand.pod(known, task, metadata, {names.ENV_EVALUATION: asked}, evaluation.claim(question))
 
 
 def disruption_budget(service: ObservedService, revision: int) -> Manifest:

@@ -36,8 +36,8 @@ from bigmodel.controller.service.ledger import (
     read_ledger,
     waits_for_slot,
 )
-from bigmodel.controller.service.observe import ObservedService
-from bigmodel.controller.service.revision import RECORDS_KEPT, Record, inspected, story
+from bigmodel.controller.service.observe import ANNOTATION_QUESTION, ObservedService
+from bigmodel.controller.service.revision import RECORDS_KEPT, Record, findings, story
 from bigmodel.controller.service.route import Split
 from bigmodel.controller.service.status import invalid_status, service_status
 from bigmodel.controller.service.stepping import SETTLE_SECONDS, rollback_window_seconds, strategy
@@ -65,7 +65,7 @@ def decide(service: ObservedService, settings: Settings, now: datetime) -> Decis
             write.record.uid,
             annotations={
                 **story(write.record, write.outcome, write.attempt),
-                **(inspected(write.inspection) if write.inspection is not None else {}),
+                **findings(write.inspection, write.evaluation),
             },
         )
         decision = Decision(relabel=(relabel,), requeue_after=SOON_SECONDS, again=True)
@@ -127,14 +127,18 @@ def _errands(service: ObservedService, ledger: Ledger) -> list[Manifest]:
     assert service.spec is not None
     if ledger.candidate is None or ledger.review is None or ledger.review.errand is None:
         return []
-    return [build.errand_pod(service, ledger.candidate, ledger.review.errand)] if service.spec.server.replicas else []
+    if service.spec.server.replicas == 0:
+        return []
+    return [build.errand_pod(service, ledger.candidate, ledger.review.errand, ledger.review.question)]
 
 
 def _over(service: ObservedService, wanted: list[Manifest]) -> tuple[Deletion, ...]:
-    """One-off pods that nobody needs any more: their answer is in the record."""
-    names_wanted = {pod["metadata"]["name"] for pod in wanted}
+    """One-off pods that nobody needs any more: their answer is in the record, or the question is another one now."""
+    asked = {pod["metadata"]["name"]: pod["metadata"]["annotations"][ANNOTATION_QUESTION] for pod in wanted}
     return tuple(
-        Deletion(POD, one.name, one.uid) for one in service.errands if one.name not in names_wanted and not one.deleting
+        Deletion(POD, one.name, one.uid)
+        for one in service.errands
+        if asked.get(one.name) != one.question and not one.deleting
     )
 
 

@@ -34,10 +34,18 @@ GATES: dict[str, str] = {  # the word for the rollout column; every other reason
     Reason.WARMUP_FAILED: "warm-up",
     Reason.INCOMPATIBLE_SIGNATURE: "contract",
     Reason.ACCURACY_FAILED: "accuracy",
+    Reason.EVALUATION_FAILED: "evaluation",
+    Reason.CHANGE_FAILED: "change",
 }
 
 StageReason = Literal[
-    Reason.PREPARING, Reason.SCHEDULING, Reason.PULLING, Reason.FETCHING, Reason.LOADING, Reason.VERIFYING
+    Reason.PREPARING,
+    Reason.SCHEDULING,
+    Reason.PULLING,
+    Reason.FETCHING,
+    Reason.LOADING,
+    Reason.VERIFYING,
+    Reason.EVALUATING,
 ]
 ORDER: tuple[StageReason, ...] = (
     Reason.SCHEDULING,

@@ -5,9 +5,11 @@ the surroundings' fault, and the kubelet tries again until the errand's time is 
 tried again with the attempt's own back-off.
 """
 
+import hashlib
 import json
 from typing import Any
 
+from bigmodel.api.evaluation import EvaluationRun
 from bigmodel.controller.service import messages
 from bigmodel.controller.service.diagnosis import Trouble, not_started, unplaced
 from bigmodel.controller.service.messages import Reason
@@ -16,6 +18,11 @@ from bigmodel.controller.service.revision import Record
 
 INSPECT, EVALUATE = "inspect", "evaluate"
 SECONDS = {INSPECT: 300, EVALUATE: 900}  # what the kubelet gives each
+
+
+def question_hash(question: EvaluationRun | None) -> str:
+    """Tells an answer to this question from one to an earlier one; of `inspect`, which has only one, a word."""
+    return hashlib.sha256(question.model_dump_json().encode()).hexdigest()[:12] if question is not None else "manifest"
 
 
 def answer(errand: ObservedErrand | None) -> str | None:

@@ -15,6 +15,7 @@ STAGES = frozenset(
         Reason.FETCHING,
         Reason.LOADING,
         Reason.VERIFYING,
+        Reason.EVALUATING,
         Reason.STEPPING,
         Reason.PROMOTING,
         Reason.QUIET,

@@ -8,13 +8,14 @@ A revision that served before is not judged again: going back must not depend on
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from bigmodel.api.evaluation import EvaluateResult, EvaluationRun
 from bigmodel.api.service import GateResult, Gates
 from bigmodel.artifact.summary import InspectResult
-from bigmodel.controller.service import accuracy, contract, errand, messages
+from bigmodel.controller.service import accuracy, contract, errand, evaluation, messages
 from bigmodel.controller.service.diagnosis import REJECTING_FETCHES, Diagnosis, Trouble, Verification
 from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
-from bigmodel.controller.service.revision import Inspection, Record
+from bigmodel.controller.service.revision import Evaluation, Inspection, Record
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,9 @@ class Review:
     errand: str | None = None  # the one that must run now
     may_load: bool = False  # it may have pods
     cleared: bool = False  # it may have traffic, as soon as its pods are verified
+    question: EvaluationRun | None = None  # what that errand is asked
     inspection: Inspection | None = None  # news for the record
+    evaluation: Evaluation | None = None  # the same
 
 
 def review(
@@ -41,8 +44,48 @@ def review(
     rows, failure = _static(service.spec.gates, stable, candidate)
     if failure is not None:
         return Review(replace(diagnosis, trouble=failure), rows)
-    rows = results(service.spec.gates, stable, candidate, diagnosis.verification)
+    question = evaluation.question(service.name, service.spec.gates, stable, candidate)
+    known = _known(candidate, question)
+    rows = results(service, stable, candidate, diagnosis.verification)
+    if question is not None and known is None:
+        return _evaluated(service, candidate, question, Review(diagnosis, rows, may_load=True), now)
+    failure = evaluation.rows(service.spec.gates, known, candidate)[1] if known is not None else None
+    if failure is not None:
+        return Review(replace(diagnosis, trouble=failure), rows, may_load=True)
     return Review(diagnosis, rows, may_load=True, cleared=True)
+
+
+def _known(candidate: Record, question: EvaluationRun | None) -> Evaluation | None:
+    """What was found out about this very question."""
+    found = candidate.evaluation
+    return found if found is not None and found.asked == question else None
+
+
+def _evaluated(
+    service: ObservedService, candidate: Record, question: EvaluationRun, so_far: Review, now: datetime
+) -> Review:
+    """Once a pod of the candidate is verified, it is asked beside stable, without traffic."""
+    if not so_far.diagnosis.verified:
+        return so_far
+    pod = service.errand(candidate.number, errand.EVALUATE)
+    if pod is not None and pod.question != errand.question_hash(question):
+        pod = None  # of an earlier question: it is on its way out
+    evaluating = replace(so_far, errand=errand.EVALUATE, question=question)
+    diagnosis = replace(so_far.diagnosis, stage=Reason.EVALUATING, since=None)
+    said = errand.answer(pod)
+    if pod is None or said is None:
+        trouble = diagnosis.trouble or errand.trouble(candidate, pod, service.namespace)
+        return replace(evaluating, diagnosis=replace(diagnosis, trouble=trouble))
+    try:
+        result = EvaluateResult.model_validate_json(said)
+    except ValueError:
+        result = EvaluateResult(ok=False, reason=Reason.INVALID_EVALUATION_DATA, message="its answer can't be read")
+    if result.reason == Reason.INVALID_EVALUATION_DATA:  # not the model's fault
+        message = messages.invalid_evaluation_data(pod.name, result.message)
+        trouble = Trouble(Reason.INVALID_EVALUATION_DATA, message, "Aborted")
+        return replace(evaluating, diagnosis=replace(diagnosis, trouble=trouble))
+    found = Evaluation(asked=question, result=result, at=now)
+    return replace(evaluating, diagnosis=diagnosis, evaluation=found)
 
 
 def _inspected(service: ObservedService, candidate: Record, diagnosis: Diagnosis, now: datetime) -> Review:
@@ -69,11 +112,17 @@ def _inspected(service: ObservedService, candidate: Record, diagnosis: Diagnosis
 
 
 def results(
-    gates: Gates, stable: Record | None, candidate: Record, verification: Verification | None
+    service: ObservedService, stable: Record | None, candidate: Record, verification: Verification | None
 ) -> tuple[GateResult, ...]:
     """How a revision stands against the one before it, row by row."""
-    static = _static(gates, stable, candidate)[0] if candidate.inspection and not candidate.attempt.served else ()
-    return (*static, *([_parity(verification, candidate)] if verification else ()))
+    assert service.spec is not None
+    gates = service.spec.gates
+    parity = (_parity(verification, candidate),) if verification else ()
+    if candidate.inspection is None or candidate.attempt.served:
+        return parity
+    question = evaluation.question(service.name, gates, stable, candidate)
+    compared = evaluation.rows(gates, _known(candidate, question), candidate)[0] if question is not None else ()
+    return (*_static(gates, stable, candidate)[0], *parity, *compared)
 
 
 def _parity(verification: Verification, candidate: Record) -> GateResult:

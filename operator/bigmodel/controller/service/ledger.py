@@ -15,6 +15,7 @@ from bigmodel.controller.service.messages import Reason
 from bigmodel.controller.service.observe import ObservedService
 from bigmodel.controller.service.revision import (
     Attempt,
+    Evaluation,
     Inspection,
     Outcome,
     Record,
@@ -68,7 +69,7 @@ class Ledger:
         if self.candidate is None or service.spec is None:
             return ()
         verification = self.diagnoses[self.candidate.number].verification
-        return results(service.spec.gates, self.previous, self.candidate, verification)
+        return results(service, self.previous, self.candidate, verification)
 
     def kept_until(self, window_seconds: int) -> datetime | None:
         """When the previous revision is taken away."""
@@ -85,6 +86,7 @@ class RecordWrite:
     outcome: Outcome | None
     attempt: Attempt
     inspection: Inspection | None = None  # None: as it is
+    evaluation: Evaluation | None = None
 
 
 def read_ledger(service: ObservedService, settings: Settings, now: datetime) -> Ledger:
@@ -182,7 +184,7 @@ def next_record_write(service: ObservedService, ledger: Ledger, now: datetime) -
         _promoted(service, ledger, now)
         or _superseded(service, ledger, now)
         or next_order(service, ledger, now)
-        or _inspected(ledger)
+        or _found_out(ledger)
         or (None if service.spec.server.replicas == 0 else _ended(service, ledger, now) or _reopened(ledger, now))
     )
 
@@ -261,11 +263,12 @@ def next_order(service: ObservedService, ledger: Ledger, now: datetime) -> Recor
     return None
 
 
-def _inspected(ledger: Ledger) -> RecordWrite | None:
-    """What the `inspect` pod read: from then on the pod is not needed any more."""
-    if ledger.candidate is None or ledger.review is None or ledger.review.inspection is None:
+def _found_out(ledger: Ledger) -> RecordWrite | None:
+    """What an errand found: from then on its pod is not needed any more."""
+    candidate, reviewed = ledger.candidate, ledger.review
+    if candidate is None or reviewed is None or (reviewed.inspection is None and reviewed.evaluation is None):
         return None
-    return RecordWrite(ledger.candidate, None, ledger.candidate.attempt, ledger.review.inspection)
+    return RecordWrite(candidate, None, candidate.attempt, reviewed.inspection, reviewed.evaluation)
 
 
 def _ended(service: ObservedService, ledger: Ledger, now: datetime) -> RecordWrite | None:

@@ -34,6 +34,7 @@ class Reason(StrEnum):
     FETCHING = "Fetching"
     LOADING = "Loading"
     VERIFYING = "Verifying"
+    EVALUATING = "Evaluating"
     PAUSED = "Paused"
     STEPPING = "Stepping"
     PROMOTING = "Promoting"
@@ -56,6 +57,7 @@ class Reason(StrEnum):
     FETCH_FAILED = "FetchFailed"
     VOLUME_FAILED = "VolumeFailed"
     ERRAND_FAILED = "ErrandFailed"
+    INVALID_EVALUATION_DATA = "InvalidEvaluationData"
     VERIFIER_CRASH_LOOP = "VerifierCrashLoop"
     ROLLOUTS_QUEUED = "RolloutsQueued"
     HOSTNAME_TAKEN = "HostnameTaken"
@@ -70,6 +72,8 @@ class Reason(StrEnum):
     # What rejects a candidate for good
     INCOMPATIBLE_SIGNATURE = "IncompatibleSignature"
     ACCURACY_FAILED = "AccuracyFailed"
+    EVALUATION_FAILED = "EvaluationFailed"
+    CHANGE_FAILED = "ChangeFailed"
     DIGEST_MISMATCH = "DigestMismatch"
     ARTIFACT_NOT_FOUND = "ArtifactNotFound"
     INVALID_CONFIG = "InvalidConfig"
@@ -479,6 +483,20 @@ def startup_deadline_exceeded(pod: str, seconds: int, doing: str) -> str:
 
 def rollout_deadline_exceeded(seconds: int, doing: str) -> str:
     return cut(f"Not verified within spec.rollout.deadlineSeconds ({seconds} s): {doing}")
+
+
+def evaluation_failed(revision: int, gate: str, found: str, limit: str) -> str:
+    return cut(
+        f"{_name(revision)} beside what serves: {quote(found)}; the limit is {limit} (spec.gates.{gate}). "
+        f"Train a better one, or change the limit and try it again: {_retry(revision)}."
+    )
+
+
+def invalid_evaluation_data(pod: str, text: str) -> str:
+    return cut(
+        f"Pod {pod} could not use the evaluation data: {quote(text)}. Correct the file, or change "
+        "spec.gates.evaluation.data.uri; tried again by itself."
+    )
 
 
 def _retry(revision: int) -> str:

@@ -31,6 +31,7 @@ from bigmodel.controller.service.route import ObservedRoute, observed_route
 # What we asked of a child, beside it: a field that says otherwise was edited by somebody else.
 ANNOTATION_REPLICAS = f"{names.GROUP}/replicas"  # of a Deployment
 ANNOTATION_SELECTS = f"{names.GROUP}/selects"  # the revision that a Service stands for
+ANNOTATION_QUESTION = f"{names.GROUP}/question"  # of an errand: hash of what it is to find out
 # What a user tells about one revision, by its number, on the BigModelService.
 ORDERS = ("promote", "abort", "retry")
 
@@ -85,6 +86,7 @@ class ObservedErrand:
     task: str
     unschedulable: str | None  # the scheduler's text
     container: ObservedContainer
+    question: str | None = None  # hash of what it is to find out
     over: bool = False  # its time is over, or its node gave it up: it ended without an answer
     message: str = ""  # the kubelet's word on that
     deleting: bool = False
@@ -405,6 +407,7 @@ def _errand(service: str, manifest: Manifest) -> ObservedErrand | None:
         task=task,
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else None,
         container=_container(said, image) if said is not None else ObservedContainer(task, image),
+        question=_annotation(manifest, ANNOTATION_QUESTION),
         over=status.get("phase") == "Failed",
         message=status.get("message") or status.get("reason") or "",
         deleting=metadata.get("deletionTimestamp") is not None,

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
 from bigmodel.api import names
+from bigmodel.api.evaluation import EvaluateResult, EvaluationRun
 from bigmodel.api.model import Digest, LongText, Metric, Model, Text, VariantName
 from bigmodel.api.pod import LocalObject, Resources, Toleration
 from bigmodel.api.service import Batching, GateResult, ParityGate, ServiceSpec
@@ -25,10 +26,13 @@ from bigmodel.artifact.summary import Summary
 from bigmodel.controller.decision import Manifest
 from bigmodel.controller.service.source import Artifact
 
+Finding = TypeVar("Finding", bound=Model)
+
 ANNOTATION_OUTCOME = f"{names.GROUP}/outcome"  # Outcome as JSON; absent while the revision is on its way
 ANNOTATION_ATTEMPT = f"{names.GROUP}/attempt"  # Attempt as JSON; absent at the first
 RECORDS_KEPT = 20
 ANNOTATION_INSPECTED = f"{names.GROUP}/inspected"  # Inspection as JSON; absent until the manifest was read
+ANNOTATION_EVALUATED = f"{names.GROUP}/evaluated"  # Evaluation as JSON; absent until candidate and stable were asked
 BACKOFF_SECONDS = 30
 LONGEST_BACKOFF_SECONDS = 1800
 
@@ -163,6 +167,14 @@ class Inspection(Model):
     at: datetime
 
 
+class Evaluation(Model):
+    """What the `evaluate` pod was asked and found, and when. Another question makes it void."""
+
+    asked: EvaluationRun
+    result: EvaluateResult
+    at: datetime
+
+
 @dataclass(frozen=True)
 class Record:
     """One revision as its ControllerRevision tells it."""
@@ -174,6 +186,7 @@ class Record:
     outcome: Outcome | None
     attempt: Attempt
     inspection: Inspection | None = None
+    evaluation: Evaluation | None = None
 
     @property
     def open(self) -> bool:
@@ -207,22 +220,24 @@ def record_of(manifest: Manifest) -> Record | None:
             data=data,
             outcome=Outcome.model_validate_json(outcome) if outcome else None,
             attempt=Attempt.model_validate_json(attempt) if attempt else Attempt(since=created),
-            inspection=_inspection(annotations.get(ANNOTATION_INSPECTED)),
+            inspection=_read(Inspection, annotations.get(ANNOTATION_INSPECTED)),
+            evaluation=_read(Evaluation, annotations.get(ANNOTATION_EVALUATED)),
         )
     except (ValidationError, KeyError, TypeError, ValueError):
         return None
 
 
-def _inspection(text: str | None) -> Inspection | None:
+def _read(kind: type[Finding], text: str | None) -> Finding | None:
     try:
-        return Inspection.model_validate_json(text) if text else None
+        return kind.model_validate_json(text) if text else None
     except ValidationError:
-        return None  # written by a version that this one can't read: it is read anew
+        return None  # written by a version that this one can't read: it is found out anew
 
 
-def inspected(inspection: Inspection) -> dict[str, str | None]:
-    """The annotation of a record whose manifest was read."""
-    return {ANNOTATION_INSPECTED: _json(inspection)}
+def findings(inspection: Inspection | None, evaluation: Evaluation | None) -> dict[str, str | None]:
+    """The annotations that hold what errands found; None: they stay as they are."""
+    told = {ANNOTATION_INSPECTED: inspection, ANNOTATION_EVALUATED: evaluation}
+    return {name: _json(finding) for name, finding in told.items() if finding is not None}
 
 
 def story(record: Record, outcome: Outcome | None, attempt: Attempt) -> dict[str, str | None]:

@@ -347,7 +347,7 @@ def _candidate(service: ObservedService, ledger: Ledger, record: Record) -> Cand
     elif record.number not in service.deployments:
         stage = "Preparing"
     else:
-        stage = "Verifying" if diagnosis.stage is Reason.VERIFYING else "Loading"
+        stage = "Verifying" if diagnosis.stage in {Reason.VERIFYING, Reason.EVALUATING} else "Loading"
     return CandidateRevision(
         revision=record.number,
         digest=record.data.inputs.digest,
