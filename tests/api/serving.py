@@ -61,6 +61,7 @@ class Nodes:
     inspected: dict[int, str] = field(
         default_factory=dict
     )  # by revision: what its `inspect` pod says; default: all well
+    seen: dict[int, tuple[int, int]] = field(default_factory=dict)  # requests and errors of each pod, by revision
     trouble: str = ""  # the last, for the message of a failed test
 
     async def run(self) -> None:
@@ -100,7 +101,7 @@ class Nodes:
         environment = template["spec"]["containers"][1]["env"]
         run = ServingRun.model_validate_json(next(e["value"] for e in environment if e["name"] == "BIGMODEL_SERVE"))
         good, address = run.revision not in self.broken, next(addresses)
-        self.verifiers[name] = await verifier(run, good, address)
+        self.verifiers[name] = await verifier(run, good, address, self.seen)
         owner = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": f"{deployment['metadata']['name']}-abc"}
         pod = await self.client.create(
             POD,
@@ -195,8 +196,8 @@ def published(letter: str, now: datetime) -> Manifest:
     }
 
 
-async def verifier(run: ServingRun, good: bool, address: str) -> web.AppRunner:
-    """Answers as a serving pod's verifier would, on the pod's address."""
+async def verifier(run: ServingRun, good: bool, address: str, seen: dict[int, tuple[int, int]]) -> web.AppRunner:
+    """Answers as a serving pod's verifier would, on the pod's address; every window has seen the same."""
     parity = {"samples": 64, "absolute": 1e-4, "relative": 1e-3, "worst": 0.03, "compared": "values"}
     verdict = {"service": run.service, "revision": run.revision, "digest": run.digest}
     if good:
@@ -205,7 +206,11 @@ async def verifier(run: ServingRun, good: bool, address: str) -> web.AppRunner:
         verdict |= {"stage": "Failed", "reason": "ParityFailed", "message": "sample 7 differs"}
 
     async def answer(request: web.Request) -> web.Response:
-        return web.json_response(verdict)
+        requests, errors = seen.get(run.revision, (0, 0))
+        windows = [
+            {"seconds": float(age), "requests": requests, "errors": errors} for age in request.query.getall("window")
+        ]
+        return web.json_response(verdict | {"windows": windows})
 
     app = web.Application()
     app.router.add_get("/v1/verdict", answer)

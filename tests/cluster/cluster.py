@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.cluster import control_plane, images, network, nodes, processes
+from tests.cluster import control_plane, gateway, images, network, nodes, processes
 from tests.cluster.build import cluster_programs, prepare
 from tests.cluster.certificates import issue_all
 from tests.cluster.client import ApiError, Client
@@ -67,6 +67,7 @@ def _start(programs: Path) -> None:
             since = {node: begin if start.result() else None for node, start in starts.items()}
             processes.ensure(HOST_PROXY, nodes.proxy_command(programs, "host"))
             deliver([reference], images.in_storage)
+            gateway.start(programs, client)
             for node in nodes.NODES:
                 nodes.wait_ready(client, node, since[node])
     for name in process_names():  # what starts with a bad flag ends within the seconds that the nodes need
@@ -94,6 +95,7 @@ def _clear() -> None:
     for node in nodes.NODES:
         nodes.wipe(node)
     shutil.rmtree(STATE / "etcd", ignore_errors=True)
+    gateway.forget()
     BOOT.unlink(missing_ok=True)
 
 
@@ -108,7 +110,8 @@ def _client() -> Client:
 
 def process_names() -> list[str]:
     """Records of all processes of a complete cluster."""
-    return [*control_plane.NAMES, *(name for node in nodes.NODES for name in node.process_names), HOST_PROXY]
+    of_nodes = (name for node in nodes.NODES for name in node.process_names)
+    return [*control_plane.NAMES, *of_nodes, HOST_PROXY, gateway.NAME]
 
 
 def healthy(programs: Path) -> bool:
