@@ -1,4 +1,4 @@
-"""Routes against the Gateway API's own definitions: what the API server makes of them, who may edit what, whose host."""
+"""Routes against the Gateway API's own definitions: what becomes of them, who may edit what, whose host it is."""
 
 from __future__ import annotations
 
