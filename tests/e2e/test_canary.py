@@ -99,7 +99,7 @@ def test_an_aborted_canary_loses_its_share_and_no_request(served: Served) -> Non
 DIES = """
 import os
 for process in filter(str.isdigit, os.listdir("/proc")):
-    if "stub" in open(f"/proc/{process}/cmdline").read():
+    if int(process) != os.getpid() and "python_backend_stub" in open(f"/proc/{process}/cmdline").read():
         os.kill(int(process), 9)
 """
 

@@ -256,8 +256,11 @@ def _split(service: ObservedService, ledger: Ledger, now: datetime) -> Split | N
     weight = 0
     if move is not None and candidate is not None and candidate.number != stable and move.ends is None:
         weight = move.weight
-    number = candidate.number if candidate is not None and weight > 0 else None
     before = service.route.split if service.route is not None else None
+    rolling = candidate is not None and candidate.number != stable
+    begun = before is not None and rolling and candidate is not None and before.candidate == candidate.number
+    # It stays named while its pods are away: what its users saw before still counts when they are back.
+    number = candidate.number if candidate is not None and (weight > 0 or begun) else None
     same = before is not None and (before.stable, before.candidate) == (stable, number)
     if before is not None and same and before.weight == weight:
         return before

@@ -311,7 +311,7 @@ def _too_long(service: ObservedService, ledger: Ledger, candidate: Record, now: 
     """`rollout.deadlineSeconds` ends a rollout beside a stable revision; the first has nothing to give way to."""
     assert service.spec is not None
     rollout = service.spec.rollout
-    if ledger.stable is None or rollout.paused or rollout.on_deadline == "hold":
+    if ledger.stable is None or rollout.paused or rollout.on_deadline == "hold" or waits_for_slot(service, ledger):
         return None
     if now < candidate.attempt.since + timedelta(seconds=rollout.deadline_seconds):
         return None

@@ -108,12 +108,15 @@ def _canary(
     replicas, steps = service.spec.server.replicas, service.spec.rollout.steps
     share = service.route.share(candidate.number) if service.route else 0
     weight = max((step for step in steps if step <= share), default=0)
-    if weight == 0 or verified == 0:  # no pod left: its share would be refused
-        return _first_step(service, candidate, verified, paused)
-    assert service.route is not None
-    index = steps.index(weight)
-    split = service.route.split
+    split = service.route.split if service.route else None
     since = split.since if split is not None and split.weight == weight else now
+    if weight == 0 or verified == 0:  # no pod left: its share would be refused
+        if split is not None and split.candidate == candidate.number:  # it had a share before
+            judgement, _, _ = _judged(service, stable, candidate, since)
+            if judgement.failed is not None:
+                return Move(0, 1, ends=_gate_failed(candidate, stable, judgement.failed), results=judgement.results)
+        return _first_step(service, candidate, verified, paused)
+    index = steps.index(weight)
     step = StepState(index=index, weight=weight, started_at=since)
     judgement, seen_step, stable_step = _judged(service, stable, candidate, since)
     # Never smaller than it is: a pod made for the next share that has not spoken yet must not be taken back for that.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bigmodel.api.verdict import Window
+from bigmodel.api.verdict import VerdictStage, Window
 from bigmodel.controller.service.observe import Surroundings
 from tests.unit.controller.service.world import DIGEST_B, PARITY_FAILS, Crash, Health, World, a_job, a_service
 
@@ -528,12 +528,24 @@ def test_scaling_in_the_middle_of_a_rollout_follows_at_both_revisions() -> None:
 
 def test_a_canary_without_pods_gets_no_share() -> None:
     world = canary_world(replicas=1)
-    world.health[2] = Health(ready=False, stage="Replaying")
+    world.health[2] = Health(ready=False, stage=VerdictStage.REPLAYING)
     settle(world)
     assert world.shares == {"mlp-r1": 100}
     world.health[2] = under_load()
     settle(world)
     assert world.shares["mlp-r2"] == 5
+
+
+def test_errors_before_a_restart_still_count_after_it() -> None:
+    """A model that dies of its users' requests comes back verified each time: its past must come with it."""
+    world = canary_world(replicas=1)
+    world.health[2] = Health(ready=False, stage=VerdictStage.LOADING)
+    settle(world)
+    assert world.shares == {"mlp-r1": 100}
+    world.health[2] = under_load(20, 4)
+    settle(world)
+    assert world.outcome(2) == "Rejected"
+    assert world.shares == {"mlp-r1": 100}
 
 
 def test_more_rollouts_than_the_cluster_may_have_wait() -> None:
