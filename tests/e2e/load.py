@@ -21,24 +21,32 @@ TIMEOUT_SECONDS = 20.0
 
 @dataclass
 class Tally:
-    """What one client saw. `versions` by the revision that answered."""
+    """What the clients of one protocol saw. `versions` and `last` by the revision that answered."""
 
     sent: int = 0
     lost: list[str] = field(default_factory=list)
     versions: dict[str, int] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)  # on the monotonic clock
+    last_lost: float = 0.0
 
     def answered(self, version: str) -> None:
         self.versions[version] = self.versions.get(version, 0) + 1
+        self.last[version] = time.monotonic()
+
+    def missed(self, text: str) -> None:
+        self.last_lost = time.monotonic()
+        self.lost.append(f"{time.strftime('%X')} {text}")
 
 
 class Load:
-    """`with Load(…)`: so many requests a second by each protocol, one after the other on one connection."""
+    """`with Load(…)`: so many requests a second by each protocol and connection, one after the other."""
 
-    def __init__(self, host: str, model: str, sample: Sample, per_second: float) -> None:
+    def __init__(self, host: str, model: str, sample: Sample, per_second: float, connections: int = 1) -> None:
         self.http, self.grpc = Tally(), Tally()
         self._host, self._model, self._sample, self._pause = host, model, sample, 1 / per_second
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run_http), threading.Thread(target=self._run_grpc)]
+        clients = [self._run_http, self._run_grpc] * connections
+        self._threads = [threading.Thread(target=client) for client in clients]
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -69,11 +77,11 @@ class Load:
                 answer = connection.getresponse()
                 text = answer.read()
             except (OSError, http.client.HTTPException) as error:
-                self.http.lost.append(f"{time.strftime('%X')} HTTP {error!r}")
+                self.http.missed(f"HTTP {error!r}")
                 connection.close()
                 continue
             if answer.status != 200:
-                self.http.lost.append(f"{time.strftime('%X')} HTTP {answer.status} {text[:200]!r}")
+                self.http.missed(f"HTTP {answer.status} {text[:200]!r}")
             else:
                 self.http.answered(json.loads(text)["model_version"])
         connection.close()
@@ -91,7 +99,7 @@ class Load:
                 answer = client.infer(self._model, inputs, client_timeout=TIMEOUT_SECONDS)
                 self.grpc.answered(answer.get_response().model_version)
             except InferenceServerException as error:
-                self.grpc.lost.append(f"{time.strftime('%X')} gRPC {error}")
+                self.grpc.missed(f"gRPC {error}")
         client.close()
 
 
