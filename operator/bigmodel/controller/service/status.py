@@ -72,6 +72,7 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
     stable, candidate = ledger.stable, ledger.candidate
     serves = service.selected is not None
     http, grpc = _urls(service, settings)
+    shown = _candidate(service, ledger, candidate) if candidate else _leaving(service, ledger, now)
     status = ServiceStatus(
         observed_generation=service.generation,
         phase=_phase(service, ledger, told, now),
@@ -81,8 +82,8 @@ def service_status(service: ObservedService, ledger: Ledger, settings: Settings,
         grpc_url=grpc if serves else None,
         model=ServedModel(name=service.spec.model.name or service.name),
         replicas=_replicas(service, ledger),
-        stable=_stable(service, stable) if stable else None,
-        candidate=_candidate(service, ledger, candidate) if candidate else _leaving(service, ledger, now),
+        stable=_stable(stable, shown) if stable else None,
+        candidate=shown,
         traffic=_traffic(service, ledger),
         rollout=_rollout(service, ledger, now),
         selector=_selector(service) if serves else None,
@@ -322,15 +323,14 @@ def _replicas(service: ObservedService, ledger: Ledger) -> ReplicaCounts:
     return ReplicaCounts(desired=desired, ready=ready, summary=f"{ready}/{desired}")
 
 
-def _stable(service: ObservedService, record: Record) -> StableRevision:
+def _stable(record: Record, candidate: CandidateRevision | None) -> StableRevision:
     data = record.data
-    split = service.route.split if service.route is not None else None
-    shared = split is not None and split.stable == record.number
+    beside = candidate is not None and candidate.revision != record.number
     return StableRevision(
         revision=record.number,
         digest=data.inputs.digest,
         short_digest=short_digest(data.inputs.digest),
-        weight=100 - split.weight if split is not None and shared else 100,
+        weight=100 - candidate.weight if candidate is not None and beside else 100,
         job=data.job,
         variant=data.inputs.variant,
         backend=None if data.inputs.backend == "auto" else data.inputs.backend,  # auto is decided in the pod
