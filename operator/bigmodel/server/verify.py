@@ -288,6 +288,8 @@ class Verifier:
             VerdictStage.REPLAYING, f"{self._timing.failures} golden requests in a row failed: replaying all of them"
         )
         try:
+            if await self._is_gone():  # what users saw meanwhile is told before the files are read, which takes longer
+                return Outcome.GONE
             files = self._manifest.files_of(self._run.variant)
             await asyncio.to_thread(artifacts.verify, self._directory / ARTIFACT, files)
         except (manifests.DigestMismatch, OSError) as error:

@@ -143,6 +143,13 @@ def test_errors_of_golden_requests_count_although_the_server_calls_them_successe
     assert world.status["history"][0]["gate"] == "golden requests"
 
 
+def test_users_and_golden_requests_that_fail_together_are_one_fault_seen_sooner() -> None:
+    world = canary_world()
+    world.health[2] = under_load(30, 2, window={"golden": 8, "golden_errors": 2})
+    settle(world)
+    assert world.outcome(2) == "Rejected"
+
+
 def test_errors_that_stable_has_as_well_are_not_held_against_the_candidate() -> None:
     world = canary_world()
     world.health[1] = under_load(10_000, 1000)
