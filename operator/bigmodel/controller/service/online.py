@@ -80,7 +80,9 @@ def judge(
         since,
         "",
     )
-    golden = _gate("golden requests", gate, [(_any_error(whole), _errors(stable_whole))], since, "")
+    # Alone, because Triton calls returned errors successes; with users' requests, because they fail of the same fault.
+    golden_pairs = [(_any_error(whole), _errors(stable_whole)), (Counts(whole.golden, whole.golden_errors), Counts())]
+    golden = _gate("golden requests", gate, golden_pairs, since, "")
     results = [errors, golden]
     if gate.p99_milliseconds is not None:
         source = "Triton's summary" if whole.summary else "golden requests"
@@ -104,9 +106,9 @@ def _errors(seen: Seen) -> Counts:
 
 
 def _any_error(seen: Seen) -> Counts:
-    """Golden requests alone while they pass; one that fails beside failing users is the same fault, seen sooner."""
+    """Users' and golden requests, once one of the latter fails: the same fault, seen sooner."""
     if seen.golden_errors == 0:
-        return Counts(seen.golden, 0)
+        return Counts()
     return Counts(seen.golden + seen.requests, seen.golden_errors + seen.errors)
 
 
