@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 
 import aiohttp
 import pytest
@@ -48,7 +49,7 @@ async def _verifier(handler: Handler) -> AsyncIterator[int]:
     """A verifier on loopback; its port."""
     app = web.Application()
     app.router.add_get("/v1/verdict", handler)
-    runner = web.AppRunner(app)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)  # a handler that hangs is meant to
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
@@ -245,3 +246,48 @@ def test_many_pods_are_asked_in_turns() -> None:
     for pod in first:
         pod.asking = True
     assert source._due() == []
+
+
+def _windows(requests: int, errors: int) -> list[dict[str, float]]:
+    return [{"seconds": 5.0, "requests": requests, "errors": errors}] * 2
+
+
+async def test_errors_wake_the_service_at_once_and_good_requests_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verdicts, "TICK_SECONDS", 0.01)
+    asked, errors = 0, 0
+    queries: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        nonlocal asked
+        asked += 1
+        queries.append(request.query_string)
+        return web.json_response(_verdict(windows=_windows(100 * asked, errors)))
+
+    news: list[Key] = []
+    since = (datetime.now(UTC), datetime.now(UTC))
+    async with _verifier(handler) as port:
+        source = VerdictSource(news.append, port)
+        async with _running(source):
+            source.follow(KEY, (_target(asked=Asked(0.05, since, 50, 4)),))
+            await _until(lambda: asked >= 4)
+            assert news == [KEY], "the first answer is news, that more requests went well is not"
+            errors = 1
+            await _until(lambda: len(news) == 2)
+    assert queries[0].count("window=") == 2
+    assert "slow=50&replay=4" in queries[0]
+
+
+async def test_counts_of_an_older_step_are_forgotten_when_the_step_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "TICK_SECONDS", 0.01)
+    first, second = datetime(2026, 3, 1, tzinfo=UTC), datetime(2026, 3, 2, tzinfo=UTC)
+    async with _verifier(_answers(_verdict(windows=_windows(100, 0)))) as port:
+        source = VerdictSource(lambda key: None, port)
+        async with _running(source):
+            source.follow(KEY, (_target(asked=Asked(300, (first,))),))
+            await _until(lambda: source.of("p1") is not None)
+        source.follow(KEY, (_target(asked=Asked(300, (second,))),))
+        verdict = source.of("p1")
+    assert verdict is not None
+    assert (verdict.stage, verdict.windows) == (VerdictStage.VERIFIED, [])
