@@ -52,7 +52,7 @@ def golden_sample(job: dict[str, Any], namespace: str, secret: str) -> Sample:
     login = get(namespace, "secret", secret)
     assert login is not None, f"no secret {secret} in {namespace}"
     environment = {key: base64.b64decode(value).decode() for key, value in login["data"].items()}
-    location = StoreLocation(uri=artifact["uri"], endpoint=_from_here(s3["endpoint"]))
+    location = StoreLocation(uri=artifact["uri"], endpoint=from_here(s3["endpoint"]))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "artifact"
         fetch(open_store(location, {**os.environ, **environment}), artifact["digest"], artifact["variant"], place)
@@ -98,7 +98,7 @@ def _cluster_ip(namespace: str, service: str) -> str:
     return str(found["spec"]["clusterIP"])
 
 
-def _from_here(endpoint: str) -> str:
+def from_here(endpoint: str) -> str:
     url = urlsplit(endpoint)
     service, namespace = (url.hostname or "").split(".")[:2]
     return f"{url.scheme}://{_cluster_ip(namespace, service)}:{url.port}"

@@ -36,6 +36,8 @@ PORT_TRITON_METRICS = 8002
 # Environment of our own processes.
 ENV_TRAINING_RUN = "BIGMODEL_RUN"  # TrainingRun as JSON
 ENV_SERVING_RUN = "BIGMODEL_SERVE"  # ServingRun as JSON
+ENV_TRITON_KEY = "BIGMODEL_TRITON_KEY"  # the pod's UID: opens Triton's other APIs to the verifier beside it
+ENV_STORE = "BIGMODEL_STORE"  # StoreLocation as JSON, of the program that lists and collects artefacts
 ENV_EVALUATION = "BIGMODEL_EVALUATE"  # EvaluationRun as JSON
 ENV_INDEX = "BIGMODEL_INDEX"
 ENV_INCARNATION = "BIGMODEL_INCARNATION"  # k of the k-th replacement, 0 for the first pod of an index

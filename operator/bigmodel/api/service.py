@@ -295,6 +295,7 @@ class StableRevision(Model):
     job: Annotated[Text | None, Field(description="Job it came from.")] = None
     variant: Annotated[VariantName, Field(description="Its variant.")]
     backend: Annotated[Text | None, Field(description="Triton backend in use.")] = None
+    timings: Annotated[Timings | None, Field(description="Where its start-up time went, when it was promoted.")] = None
     summary: Annotated[Text, Field(description="For people, for example r6.")]
 
 

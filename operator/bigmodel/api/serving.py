@@ -7,6 +7,8 @@ Pure: the controller builds pods from it, and `bigmodel.server` reads and writes
 import re
 from dataclasses import dataclass
 
+from bigmodel.api import names
+
 # One emptyDir, mounted at MODEL_DIRECTORY: writable for `fetch`, read-only for `server` and `verifier`. artifact/
 # manifest.json and the variant's files at their paths of the artefact; golden samples too, because Triton takes every
 # folder of its repository for a model repository/<model>/   config.pbtxt, <revision>/model.py, <revision>/program.pt2
@@ -45,6 +47,13 @@ def drain(max_request_seconds: int) -> Drain:
     return Drain(PRE_STOP_SECONDS, max_request_seconds, grace)
 
 
+# Triton's APIs that change it or tell of its inside; without the key it answers 403. Health, metadata and inference are
+# open to every caller.
+RESTRICTED_APIS = "shared-memory,model-config,model-repository,statistics,trace,logging"
+KEY_HEADER = "bigmodel-key"
+_KEY = f"{RESTRICTED_APIS}:{KEY_HEADER}=$({names.ENV_TRITON_KEY})"  # the kubelet puts the variable in
+
+
 def triton_arguments(exit_timeout_seconds: int) -> list[str]:
     """Arguments of `tritonserver` in a serving pod; everything about the model stands in the repository that `fetch`
     wrote.
@@ -56,6 +65,8 @@ def triton_arguments(exit_timeout_seconds: int) -> list[str]:
         "--disable-auto-complete-config",  # else a missing config.pbtxt is guessed, not refused
         "--exit-on-error=true",
         "--strict-readiness=true",
+        f"--http-restricted-api={_KEY}",
+        f"--grpc-restricted-protocol={_KEY}",
         f"--exit-timeout-secs={exit_timeout_seconds}",
         "--metrics-config=summary_latencies=true",
         "--allow-gpu-metrics=false",  # DCGM wants more rights than the pod has

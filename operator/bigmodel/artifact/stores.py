@@ -10,9 +10,9 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -53,6 +53,14 @@ class InvalidLocation(StoreError):
     """The store's URI is neither s3:// nor file:///."""
 
 
+class Entry(NamedTuple):
+    """One object of a listing."""
+
+    key: str
+    size_bytes: int
+    modified: datetime  # UTC
+
+
 class Store(Protocol):
     """What both kinds can do. Every method raises the errors above and nothing else."""
 
@@ -75,6 +83,9 @@ class Store(Protocol):
 
     def list(self, prefix: str) -> list[tuple[str, int]]:
         """(key, size in bytes) of everything below `prefix`, a directory, sorted."""
+
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        """The same, with the time of the last write."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, in that order. What is not there is no error."""
@@ -158,6 +169,14 @@ class Bucket:
                 (meta["path"], meta["size"]) for page in obstore.list(self._store, prefix or None) for meta in page
             )
 
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        with self._mapped(prefix):
+            return sorted(
+                Entry(meta["path"], meta["size"], meta["last_modified"])
+                for page in obstore.list(self._store, prefix or None)
+                for meta in page
+            )
+
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:  # one by one: a bulk request has no order
             with self._mapped(key), suppress(FileNotFoundError):
@@ -232,6 +251,13 @@ class Directory:
         with self._mapped(prefix):
             files = [path for path in (self._root / prefix).rglob("[!.]*") if path.is_file()]
             return sorted((path.relative_to(self._root).as_posix(), path.stat().st_size) for path in files)
+
+    def entries(self, prefix: str) -> Sequence[Entry]:
+        with self._mapped(prefix):
+            return [
+                Entry(key, size_bytes, datetime.fromtimestamp((self._root / key).stat().st_mtime, UTC))
+                for key, size_bytes in self.list(prefix)
+            ]
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

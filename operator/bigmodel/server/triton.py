@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bigmodel.api.names import PORT_TRITON_METRICS
+from bigmodel.api.serving import KEY_HEADER
 from bigmodel.artifact.golden import Arrays
 
 HEADER_BYTES = 64 << 10
@@ -71,14 +72,25 @@ class Counters:
 
 
 class Triton:
-    """One model version of the Triton at `address`, "host:port" of its HTTP."""
+    """One model version of the Triton at `address`, "host:port" of its HTTP.
 
-    def __init__(self, address: str, model: str, version: int, metrics_port: int = PORT_TRITON_METRICS) -> None:
+    `key` opens what tells of its inside: counters and load errors.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int,
+        metrics_port: int = PORT_TRITON_METRICS,
+        key: str | None = None,
+    ) -> None:
         self.host, _, port = address.rpartition(":")
         self.port = int(port)
         self.metrics_port = metrics_port
         self.model = model
         self.version = version
+        self._key = {KEY_HEADER: key} if key is not None else {}
         self._path = f"/v2/models/{model}/versions/{version}"
 
     async def server_version(self, timeout_seconds: float) -> str:
@@ -157,7 +169,7 @@ class Triton:
     ) -> tuple[dict[str, str], bytes]:
         """Headers (lower case) and body of an answer 200. Raises Unreachable, TimedOut, Refused, Malformed."""
         lines = [f"{method} {path} HTTP/1.1", f"host: {self.host}", "connection: close", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"{name}: {value}" for name, value in {**self._key, **headers}.items()]
         message = "\r\n".join([*lines, "", ""]).encode() + body
         try:
             async with asyncio.timeout(timeout_seconds):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from pathlib import Path
 
-from bigmodel.api.names import ENV_SERVING_RUN, PORT_TRITON_HTTP, PORT_VERDICT
+from bigmodel.api.names import ENV_SERVING_RUN, ENV_TRITON_KEY, PORT_TRITON_HTTP, PORT_VERDICT
 from bigmodel.api.run import ServingRun
 from bigmodel.api.serving import ARTIFACT, FETCHED, MODEL_DIRECTORY, describe_load_error
 from bigmodel.api.verdict import FetchResult, LoadTimings, Parity, Question, Verdict, VerdictStage
@@ -387,7 +387,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=PORT_VERDICT, help="default: %(default)s")
     arguments = parser.parse_args()
     run = ServingRun.model_validate_json(os.environ[ENV_SERVING_RUN])
-    triton = Triton(arguments.triton, run.model, run.revision)
+    triton = Triton(arguments.triton, run.model, run.revision, key=os.environ.get(ENV_TRITON_KEY))
     verifier = Verifier(run, arguments.directory, triton, Timing(), time.monotonic)
     asyncio.run(verify(verifier, arguments.host, arguments.port))
     return 0

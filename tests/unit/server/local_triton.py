@@ -18,7 +18,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bigmodel.api.names import ENV_TRITON_KEY
+
 VERSION = "2.51.0"
+KEY = "the-uid-of-a-pod"
 REQUIREMENTS = ["nvidia-pytriton==0.7.0", "numpy==1.26.4"]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bigmodel"
 
@@ -110,6 +113,7 @@ def start(arguments: list[str], port: int, env: dict[str, str], log: Path) -> Lo
     server = installed() / "pytriton" / "tritonserver"
     backends = f"--backend-directory={server / 'backends'}"
     line = [backends if argument.startswith("--backend-directory=") else argument for argument in arguments]
+    line = [argument.replace(f"$({ENV_TRITON_KEY})", KEY) for argument in line]
     listen = [f"--{kind}-address=127.0.0.1" for kind in ("http", "grpc", "metrics")]
     listen += [f"--http-port={port}", f"--grpc-port={free_port()}", f"--metrics-port={free_port()}"]
     with log.open("wb") as out:

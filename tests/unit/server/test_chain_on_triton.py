@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bigmodel.api.serving import MODEL_DIRECTORY, load_failure, ready_path, triton_arguments
+from bigmodel.api.serving import KEY_HEADER, MODEL_DIRECTORY, load_failure, ready_path, triton_arguments
 from bigmodel.api.verdict import Verdict, VerdictStage
 from bigmodel.server import fetch as init_container
 from bigmodel.server.triton import Refused, Triton
@@ -52,7 +52,9 @@ class ModelPod:
 
     def verifier(self, address: str) -> Verifier:
         run = self.artefact.run
-        return Verifier(run, self.directory, Triton(address, run.model, run.revision), TIMING, time.monotonic)
+        return Verifier(
+            run, self.directory, Triton(address, run.model, run.revision, key=local_triton.KEY), TIMING, time.monotonic
+        )
 
 
 def fetched(artefact: Artefact, directory: Path) -> ModelPod:
@@ -151,6 +153,28 @@ async def verified(server: Server, model: str) -> str:
     return server.triton.address
 
 
+def test_what_tells_of_tritons_inside_is_refused_without_the_key(server: Server) -> None:
+    """B24: by HTTP. What every caller needs stays open."""
+    asyncio.run(verified(server, "mlp"))
+    restricted = {
+        "/v2/models/mlp/versions/3/stats": None,
+        "/v2/models/mlp/config": None,
+        "/v2/repository/index": b"{}",
+        "/v2/repository/models/mlp/unload": b"{}",
+        "/v2/systemsharedmemory/status": None,
+        "/v2/trace/setting": None,
+        "/v2/logging": None,
+    }
+    for path, body in restricted.items():
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://{server.triton.address}{path}", data=body, timeout=30)
+        assert (path, refused.value.code) == (path, 403)
+        refused.value.close()
+    for path in ("/v2", "/v2/health/live", "/v2/models/mlp", ready_path("mlp", 3)):
+        with urllib.request.urlopen(f"http://{server.triton.address}{path}", timeout=30) as answer:
+            assert answer.status == 200
+
+
 SAMPLES = {"mlp": 21, "text": 5, "image": 1}
 
 
@@ -203,7 +227,7 @@ async def test_requests_of_one_moment_share_a_batch_and_get_their_own_answers(se
 
 
 async def test_a_failing_program_answers_500_without_its_stack_and_counts_as_failure(server: Server) -> None:
-    triton = Triton(await verified(server, "text"), "text", 3)
+    triton = Triton(await verified(server, "text"), "text", 3, key=local_triton.KEY)
     before = await triton.counters(10)
     unknown = {"tokens": np.full((1, 2), artefacts.VOCABULARY + 1), "mask": np.ones((1, 2), bool)}
     with pytest.raises(Refused, match="the program failed: IndexError: index out of range in self") as refused:
@@ -273,7 +297,7 @@ def start_sidecar(pod: ModelPod, address: str, port: int) -> subprocess.Popen[by
     serve = pod.artefact.run.model_dump_json(by_alias=True)
     return subprocess.Popen(
         [*command, "--host=127.0.0.1", f"--port={port}"],
-        env={**os.environ, "PYTHONPATH": "operator", "BIGMODEL_SERVE": serve},
+        env={**os.environ, "PYTHONPATH": "operator", "BIGMODEL_SERVE": serve, "BIGMODEL_TRITON_KEY": local_triton.KEY},
     )
 
 
@@ -296,7 +320,9 @@ def infer(address: str, model: str, inputs: dict[str, np.ndarray]) -> dict[str, 
 
 
 def executions(address: str) -> int:
-    with urllib.request.urlopen(f"http://{address}/v2/models/mlp/versions/3/stats", timeout=10) as answer:
+    stats = f"http://{address}/v2/models/mlp/versions/3/stats"
+    request = urllib.request.Request(stats, headers={KEY_HEADER: local_triton.KEY})
+    with urllib.request.urlopen(request, timeout=10) as answer:
         return int(json.load(answer)["model_stats"][0]["execution_count"])
 
 

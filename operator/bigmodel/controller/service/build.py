@@ -37,6 +37,11 @@ from bigmodel.controller.store_location import STORE_DIRECTORY, store_location
 
 USER = 1000
 
+# Not a secret of the cluster's: it only keeps callers of the network from what the containers of one pod share.
+TRITON_KEY: dict[str, Any] = {
+    "name": names.ENV_TRITON_KEY,
+    "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
+}
 PORTS: tuple[dict[str, Any], ...] = (
     {"name": "http", "port": names.PORT_TRITON_HTTP, "targetPort": "http", "protocol": "TCP"},
     {
@@ -270,6 +275,7 @@ def _server(
     ]
     ready = {"path": pod_contract.ready_path(run.model, run.revision), "port": "http"}
     container = _container("server", images.triton, settings, run, mounts)
+    container["env"].append(TRITON_KEY)
     container["command"] = ["tritonserver"]
     container["args"] = pod_contract.triton_arguments(drain.exit_timeout_seconds)
     container["ports"] = [
@@ -302,6 +308,7 @@ def _server(
 def _verifier(run: ServingRun, images: ChosenImages, settings: Settings, drain: pod_contract.Drain) -> dict[str, Any]:
     mounts = [_mount("model", pod_contract.MODEL_DIRECTORY, read_only=True), _mount("verifier-tmp", "/tmp")]  # noqa: S108
     container = _container("verifier", images.server, settings, run, mounts)
+    container["env"].append(TRITON_KEY)
     container["command"] = ["python", "-m", "bigmodel.server.verify"]
     container["ports"] = [{"name": "verdict", "containerPort": names.PORT_VERDICT, "protocol": "TCP"}]
     container["readinessProbe"] = {

@@ -218,6 +218,7 @@ def _promoted(service: ObservedService, ledger: Ledger, now: datetime) -> Record
         verified=verification.message if verification else None,
         verified_reason=verification.reason if verification else None,
         gates=list(ledger.results(service)),
+        timings=diagnosis.timings,
     )
     return RecordWrite(stable, outcome, stable.attempt)
 

@@ -20,7 +20,7 @@ from bigmodel.api import names
 from bigmodel.api.evaluation import EvaluateResult, EvaluationRun
 from bigmodel.api.model import Digest, LongText, Metric, Model, Text, VariantName
 from bigmodel.api.pod import LocalObject, Resources, Toleration
-from bigmodel.api.service import Batching, GateResult, ParityGate, ServiceSpec
+from bigmodel.api.service import Batching, GateResult, ParityGate, ServiceSpec, Timings
 from bigmodel.api.store import Store
 from bigmodel.artifact.summary import Summary
 from bigmodel.controller.decision import Manifest
@@ -147,6 +147,7 @@ class Outcome(Model):
     verified: LongText | None = None  # what its verification found, where it got that far
     verified_reason: Text | None = None
     gates: Annotated[list[GateResult], Field(max_length=16)] = Field(default_factory=list)  # as they last stood
+    timings: Timings | None = None  # of the start of its pods
 
 
 class Attempt(Model):

@@ -334,6 +334,7 @@ def _stable(record: Record, candidate: CandidateRevision | None) -> StableRevisi
         job=data.job,
         variant=data.inputs.variant,
         backend=None if data.inputs.backend == "auto" else data.inputs.backend,  # auto is decided in the pod
+        timings=record.outcome.timings if record.outcome is not None else None,
         summary=f"r{record.number}",
     )
 

@@ -54,6 +54,13 @@ def test_the_first_revision_goes_from_record_to_traffic() -> None:
         "weight": 100,
         "job": "mlp",
         "variant": "default",
+        "timings": {
+            "scheduleSeconds": 0,
+            "pullSeconds": 0,
+            "downloadSeconds": 4,
+            "loadSeconds": 3,
+            "warmupSeconds": 1,
+        },
         "summary": "r1",
     }
     assert "candidate" not in world.status
