@@ -44,8 +44,8 @@ def _asked(service: ObservedService, revision: int, rolling: bool) -> Asked:
     if service.spec is None:
         return Asked(IDLE_SECONDS)
     if split is not None and split.candidate is not None and revision in (split.stable, split.candidate):
-        # A step's shares are compared once the gateway has followed. What reached the candidate is its own from the first
-        # request on.
+        # A step's shares are compared once the gateway has followed; what reaches the candidate is its own from the
+        # first request on.
         since = (split.since + timedelta(seconds=SETTLE_SECONDS), split.began)
         if revision == split.stable:
             return Asked(BESIDE_SECONDS, since, slow)
