@@ -384,6 +384,13 @@ OF_MODEL: dict[type[Model], tuple[Rule, ...]] = {
             "canary needs a route that splits traffic; add spec.route or use blueGreen",
             field=".rollout.strategy",
         ),
+        Rule(
+            "!has(self.rollout) || !has(self.rollout.strategy) || self.rollout.strategy != 'recreate' || "
+            "!has(self.gates) || (!has(self.gates.evaluation) && !has(self.gates.change))",
+            "recreate stops stable first, so no candidate can be asked beside it; remove gates.evaluation and "
+            "gates.change, or use blueGreen",
+            field=".rollout.strategy",
+        ),
     ),
 }
 

@@ -121,10 +121,16 @@ class Verifier:
         return self._clock() - self._questioned < self._timing.forget_seconds
 
     async def watch(self) -> None:
-        """Verify each life of Triton, and watch it while it is verified. Runs until cancelled."""
+        """Verify each life of Triton, and watch it while it is verified. Runs until cancelled.
+
+        `fetch` has just hashed the files of the first life; later ones may load what somebody changed meanwhile.
+        """
+        hashed = True
         while True:
             await self._until_loaded()
-            outcome = await self._replay(tries=self._timing.failures)
+            intact = hashed or await self._files_are_intact()
+            outcome = await self._replay(tries=self._timing.failures) if intact else Outcome.FAILED
+            hashed = False
             while outcome is Outcome.PASSED:
                 outcome = await self._hold()
                 if outcome is Outcome.FAILED:  # three in a row: it stays out until all samples pass again
@@ -287,15 +293,18 @@ class Verifier:
         self._say(
             VerdictStage.REPLAYING, f"{self._timing.failures} golden requests in a row failed: replaying all of them"
         )
+        if await self._is_gone():  # what users saw meanwhile is told before the files are read, which takes longer
+            return Outcome.GONE
+        return await self._replay(tries=1) if await self._files_are_intact() else Outcome.FAILED
+
+    async def _files_are_intact(self) -> bool:
         try:
-            if await self._is_gone():  # what users saw meanwhile is told before the files are read, which takes longer
-                return Outcome.GONE
             files = self._manifest.files_of(self._run.variant)
             await asyncio.to_thread(artifacts.verify, self._directory / ARTIFACT, files)
         except (manifests.DigestMismatch, OSError) as error:
             self._fail("DigestMismatch", str(error))  # no restart: Triton would load the same files
-            return Outcome.FAILED
-        return await self._replay(tries=1)
+            return False
+        return True
 
     async def _until_gone(self) -> None:
         while not await self._is_gone():  # noqa: ASYNC110

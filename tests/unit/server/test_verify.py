@@ -321,6 +321,16 @@ async def test_a_verified_model_whose_files_changed_is_not_restarted_into_them(v
     assert probes(verified.verifier) == (503, 200)
 
 
+async def test_a_triton_that_restarts_into_changed_files_is_not_verified_again(verified: Pod) -> None:
+    """C42: by their sha256, before any answer is believed."""
+    (verified.directory / "artifact/model/program.pt2").write_bytes(b"changed")
+    verified.triton.trouble = STARTING
+    await verified.becomes(VerdictStage.LOADING)
+    verified.triton.comes_up()
+    assert "program.pt2" in await verified.becomes(FAILED, "DigestMismatch")
+    assert probes(verified.verifier) == (503, 200)
+
+
 async def test_a_restart_that_no_poll_saw_is_known_by_its_counters(verified: Pod) -> None:
     verified.triton.count = Counters(1000, 3, 5.0)
     await asyncio.sleep(0.02)

@@ -56,9 +56,12 @@ def review(
 
 
 def _known(candidate: Record, question: EvaluationRun | None) -> Evaluation | None:
-    """What was found out about this very question."""
-    found = candidate.evaluation
-    return found if found is not None and found.asked == question else None
+    """What was found out about this very question in this attempt: a user who asks for a retry gets another look."""
+    found, since = candidate.evaluation, candidate.attempt.since
+    if found is None or found.asked != question:
+        return None
+    first = since == candidate.created  # the API server's clock, which ours is not compared with
+    return found if first or found.at >= since else None
 
 
 def _evaluated(

@@ -150,3 +150,14 @@ def test_what_can_not_be_reached_holds_it_up() -> None:
     assert world.condition("Progressing") == ("False", "ErrandFailed")
     assert "mlp-r1:8000 does not answer" in world.message("Progressing")
     assert world.outcome(2) is None
+
+
+def test_a_retry_asks_again() -> None:
+    world = a_rollout(found("9000"))
+    assert world.outcome(2) == "Rejected"
+    world.errands["r2-evaluate"] = found()
+    world.later(60)
+    world.owner["metadata"]["annotations"] = {"bigmodel.io/retry": "2"}
+    world.run(20)
+    assert world.selected == 2
+    assert row(world, "evaluation")["value"].startswith("mse 2900 ")
