@@ -316,6 +316,22 @@ def test_the_new_stable_is_watched_and_the_one_before_takes_over_without_a_start
     assert world.selected == 1
 
 
+def test_abort_while_it_cools_goes_back_to_the_one_before() -> None:
+    world = canary_world()
+    for _ in range(4):
+        step(world)
+    pods = set(world.pods)
+    annotate(world, abort="2")
+    world.reconcile()
+    assert world.selected == 1
+    assert world.shares == {"mlp-r1": 100}
+    assert set(world.pods) == pods
+    world.later(4000)
+    settle(world)
+    assert world.selected == 1
+    assert world.outcome(2) == "Aborted"
+
+
 def test_after_the_window_a_failing_stable_is_only_degraded() -> None:
     world = canary_world()
     for _ in range(4):
