@@ -9,7 +9,6 @@ same branch. A run is a function of seed, data and global batch size: the same o
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,9 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from bigmodel.api.job import Recipe, Target
+from bigmodel.trainer.checkpoint.state import unwrapped
 from bigmodel.trainer.data.order import BatchOrder, Indices, share
 from bigmodel.trainer.errors import InvalidRecipe, NonFiniteStep
 from bigmodel.trainer.losses import Loss
+from bigmodel.trainer.parallel import accumulating, clip_gradients
 from bigmodel.trainer.process import seed_everything
 from bigmodel.trainer.recipes.task import Rows, Task
 from bigmodel.trainer.report import Reporter
@@ -45,9 +46,10 @@ class TrainState:
     a run that had reached it is over.
     """
 
-    model: DistributedDataParallel
+    model: nn.Module  # of `parallel.parallelize`
     optimizer: Optimizer
     step: int = 0
+    autocast: torch.dtype | None = None  # of the training passes; parameters, updates and evaluation stay fp32
 
     def kept(self) -> dict[str, Any]:
         """What a checkpoint holds; the step stands in its manifest."""
@@ -69,10 +71,12 @@ def train(
     device: torch.device,
     report: Reporter,
     saving: Saving,
+    gang: dist.ProcessGroup | None = None,
 ) -> dict[str, float]:
     """Train to the last step or the target, from the newest checkpoint on. Returns the validation metrics of the
-    parameters in `state`. Collective over `data`, and over the group of `saving`.
+    parameters in `state`. Collective over all ranks.
 
+    Args:   data: the ranks that see different samples. gang: all ranks, where tensor parallelism makes them more.
     The model is published after the end, so no checkpoint is made there.
     Raises: NonFiniteStep on every rank, before any parameter changed; InvalidRecipe; SystemExit(143) on every rank
             where the gang was told to leave, after a checkpoint.
@@ -100,13 +104,14 @@ def train(
             task.loss,
             global_samples=len(batch),
             data=data,
+            gang=gang,
             clip_norm=recipe.clip_norm,
             entering_collective=report.in_collective,
             wish=partial(saving.wish, state.step + 1),
         )
         state.step += 1
         if state.step % evaluate_every == 0 or state.step == total_steps:
-            metrics = evaluate(state.model.module, task, data, device)
+            metrics = evaluate(unwrapped(state.model), task, data, device)
             log.info("step %d of %d: loss %.6g, %s", state.step, total_steps, result.loss, _words(metrics))
         report.stepped(state.step, {"loss": result.loss, **metrics})
         if recipe.target is not None and reached(recipe.target, metrics):
@@ -114,16 +119,18 @@ def train(
             break
         saving.obey(result.wish, state.kept(), state.step, last=state.step == total_steps)
     # Nothing left to do for a run that was taken up after its last step: it is evaluated all the same.
-    return metrics or evaluate(state.model.module, task, data, device)
+    return metrics or evaluate(unwrapped(state.model), task, data, device)
 
 
 def settle_buckets(task: Task, state: TrainState, device: torch.device) -> None:
-    """Have DDP make the gradient buckets that it will use. Collective; changes no parameter.
+    """Have DDP make the gradient buckets that it will use. Collective; changes no parameter. FSDP2 has none.
 
     It makes them anew after its first backward, in the order in which gradients came. Where a gradient lies decides in
     which order three ranks or more add it up, hence its last bits: without this the first step after a restart would
     differ from the same step of a run that was not interrupted.
     """
+    if not isinstance(state.model, DistributedDataParallel):
+        return
     state.model.eval()  # no dropout, no running statistics
     inputs, targets = rows(task.train, np.arange(0), device)
     task.loss(state.model(inputs), targets).sum().backward()  # type: ignore[no-untyped-call]
@@ -137,11 +144,12 @@ def train_step(
     *,
     global_samples: int,
     data: dist.ProcessGroup,
+    gang: dist.ProcessGroup | None = None,
     clip_norm: float,
     entering_collective: Callable[[], None],
     wish: Callable[[], Wish],
 ) -> StepResult:
-    """Update the parameters once, from one global batch. Collective: every rank of `data` must call it.
+    """Update the parameters once, from one global batch. Collective: every rank must call it.
 
     Args:   batch: this rank's micro-batches, (inputs_B…, targets_B…) on its device; all but the last only accumulate
             gradients. clip_norm: largest L2 norm of the gradient over all parameters, 0 for no limit.
@@ -151,24 +159,25 @@ def train_step(
     Source: clipping by norm, Pascanu et al. 2013, arXiv:1211.5063, algorithm 1.
     """
     ranks = dist.get_world_size(data)
-    state.model.train()  # type: ignore[no-untyped-call]
+    state.model.train()
     state.optimizer.zero_grad()
     loss_sum = torch.zeros((), dtype=torch.float64)
     for index, (inputs, targets) in enumerate(batch):
         last = index == len(batch) - 1
-        with nullcontext() if last else state.model.no_sync():
-            losses = loss(state.model(inputs), targets)
-            # DDP averages over ranks, whose shares may differ in size: times ranks, over G, makes it the mean over
-            # the global batch.
+        with accumulating(state.model, last=last):
+            with torch.autocast(inputs.device.type, state.autocast, enabled=state.autocast is not None):
+                losses = loss(state.model(inputs), targets)
+            # DDP and FSDP2 average over ranks, whose shares may differ in size: times ranks, over G, makes it the mean
+            # over the global batch.
             scaled = losses.sum() * (ranks / global_samples)
             if last:
                 entering_collective()
             scaled.backward()  # type: ignore[no-untyped-call]
         loss_sum = loss_sum + losses.detach().sum().to("cpu", torch.float64)
-    global_sum, agreed = _vote(float(loss_sum), wish(), state.step, data)
+    global_sum, agreed = _vote(float(loss_sum), wish(), state.step, data, gang or data)
     gradient_norm = None
     if clip_norm > 0:
-        gradient_norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm))
+        gradient_norm = clip_gradients(state.model.parameters(), clip_norm)
         if not math.isfinite(gradient_norm):  # gradients are equal on all ranks by now, so all of them see it
             raise NonFiniteStep(f"step {state.step}: the gradient's norm is {gradient_norm}; {ADVICE}")
     state.optimizer.step()
@@ -178,16 +187,19 @@ def train_step(
 ADVICE = "parameters are those of the step before; lower learningRate, add warmupSteps or set clipNorm"
 
 
-def _vote(loss_sum: float, wish: Wish, step: int, data: dist.ProcessGroup) -> tuple[float, Wish]:
-    """The sum over all ranks, and what any of them wishes. One small all_reduce also tells all of them which rank, if
+def _vote(
+    loss_sum: float, wish: Wish, step: int, data: dist.ProcessGroup, gang: dist.ProcessGroup
+) -> tuple[float, Wish]:
+    """The sum over all samples, and what any of them wishes. One small all_reduce also tells all of them which rank, if
     any, has no finite loss.
     """
-    rank, ranks = dist.get_rank(data), dist.get_world_size(data)
+    rank, ranks = dist.get_rank(gang), dist.get_world_size(gang)
+    loss_sum /= ranks // dist.get_world_size(data)  # so many ranks saw the same samples
     finite = math.isfinite(loss_sum)
     ballot = torch.zeros(3 + ranks, dtype=torch.float64)
     ballot[:3] = torch.tensor([loss_sum if finite else 0.0, wish.save, wish.leave], dtype=torch.float64)
     ballot[3 + rank] = not finite
-    dist.all_reduce(ballot, group=data)
+    dist.all_reduce(ballot, group=gang)
     total, save, leave, *infinite = ballot.tolist()
     culprits = [str(index) for index, votes in enumerate(infinite) if votes > 0]
     if culprits:
@@ -202,9 +214,11 @@ def evaluate(model: nn.Module, task: Task, data: dist.ProcessGroup, device: torc
     """
     samples, metrics = task.validation, task.metrics
     model.eval()
-    mine = share(np.arange(len(samples)), dist.get_rank(data), dist.get_world_size(data))
+    ranks = dist.get_world_size(data)
+    mine = share(np.arange(len(samples)), dist.get_rank(data), ranks)
+    largest_share = -(-len(samples) // ranks)  # FSDP2 wants a forward of every rank, if of no sample
     sums = torch.zeros(len(metrics), dtype=torch.float64)
-    for start in range(0, len(mine), EVALUATION_BATCH):
+    for start in range(0, largest_share, EVALUATION_BATCH):
         inputs, targets = rows(samples, mine[start : start + EVALUATION_BATCH], device)
         outputs = model(inputs)
         sums += torch.stack([metric(outputs, targets).sum().double() for metric in metrics.values()]).cpu()

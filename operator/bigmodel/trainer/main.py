@@ -1,15 +1,17 @@
 """One rank, from its environment to the published model. `main` is what the fork server calls in every fork."""
 
+import copy
 import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from bigmodel.api.job import Recipe
 from bigmodel.api.names import DATASETS_DIRECTORY, ENV_GENERATION, ENV_REPORT_SOCKET, ENV_TRAINING_RUN
@@ -19,12 +21,14 @@ from bigmodel.artifact.layout import checkpoints_key
 from bigmodel.artifact.stores import Store, open_store
 from bigmodel.trainer.checkpoint.cadence import Cadence
 from bigmodel.trainer.checkpoint.checkpoints import Checkpoints, checkpoint_group
+from bigmodel.trainer.checkpoint.state import unwrapped
 from bigmodel.trainer.data import datasets
 from bigmodel.trainer.errors import InvalidRecipe
 from bigmodel.trainer.loop import TrainState, train
-from bigmodel.trainer.mesh import build_mesh, degrees
+from bigmodel.trainer.mesh import Degrees, build_mesh, degrees, sample_ranks
 from bigmodel.trainer.notices import notices_of, outlive_sigterm
 from bigmodel.trainer.optimizers import build_optimizer
+from bigmodel.trainer.parallel import gather, parallelize
 from bigmodel.trainer.process import Rank, be_deterministic, choose_device, process_group, rank_of, seed_everything
 from bigmodel.trainer.publish import publish_model
 from bigmodel.trainer.recipes.registry import known
@@ -33,6 +37,9 @@ from bigmodel.trainer.report import Reporter
 from bigmodel.trainer.saving import Saving, failures_of
 
 log = logging.getLogger(__name__)
+
+# bf16 has the range of fp32, so gradients need no scaling.
+AUTOCAST: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -70,23 +77,30 @@ def run_rank(
     device = choose_device(rank)
     be_deterministic()
     with process_group(rank, device, run.budgets.hang_timeout_seconds, environ):
-        data_ranks = build_mesh(wanted, device).get_group("data")
+        mesh = build_mesh(wanted, device)
+        data_ranks = sample_ranks(mesh)
         uri = recipe.data.uri if recipe.data is not None and recipe.data.uri is not None else kind.DATA
         dataset = datasets.load(uri, datasets_directory)
         seed_everything(recipe.seed)  # the initial weights: the same on every rank
         task = kind.build(recipe, dataset)
-        model = DistributedDataParallel(
-            task.model.to(device), process_group=data_ranks, forward_sync_buffers=False, gradient_as_bucket_view=True
+        plain = copy.deepcopy(task.model)  # what is published: nothing is applied to it
+        model = parallelize(
+            task.model.to(device), task.plan, mesh, data_ranks, recompute=recipe.activation_checkpointing
         )
-        state = TrainState(model, build_optimizer(recipe.optimizer, model.parameters(), task.learning_rates))
+        optimizer = build_optimizer(recipe.optimizer, model.parameters(), task.learning_rates)
+        if wanted.tensor > 1:
+            for group in optimizer.param_groups:
+                group["foreach"] = False  # torch updates no list of whole and split parameters at once
+        state = TrainState(model, optimizer, autocast=AUTOCAST[recipe.precision])
         if rank.rank == 0:
-            log_start(task, recipe, wanted.data, str(device))
+            log_start(task, recipe, wanted, str(device))
         saving = saving_of(run, checkpoint_group(), store, report, environ)
-        metrics = train(task, recipe, state, data_ranks, device, report, saving)
+        metrics = train(task, recipe, state, data_ranks, device, report, saving, dist.group.WORLD)
+        whole = gather(unwrapped(model), plain, rank.rank)
     summary = None
-    if rank.rank == 0:
+    if whole is not None:
         report.enter(RunPhase.PUBLISHING)
-        summary = publish_model(run, task, state.step, metrics, store)
+        summary = publish_model(run, replace(task, model=whole), state.step, metrics, store)
         log.info("published %s (%d bytes): %s", summary.uri, summary.size_bytes, summary.digest)
         log.info("%s", ", ".join(f"{metric.name} {metric.value}" for metric in summary.metrics))
         saving.published(run.checkpoint.keep_after_success)
@@ -114,9 +128,9 @@ def saving_of(
     )
 
 
-def log_start(task: Task, recipe: Recipe, ranks: int, device: str) -> None:
+def log_start(task: Task, recipe: Recipe, ranks: Degrees, device: str) -> None:
     log.info(
-        "recipe %s: %d parameters, %d training and %d validation samples, %d ranks on %s, batch %d, %s",
+        "recipe %s: %d parameters, %d training and %d validation samples, %s on %s, batch %d, %s",
         recipe.name,
         sum(parameter.numel() for parameter in task.model.parameters()),
         len(task.train),

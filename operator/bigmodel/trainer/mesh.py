@@ -5,6 +5,7 @@ axes by name.
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from bigmodel.api.job import Parallelism
@@ -23,6 +24,10 @@ class Degrees:
     shard: int
     tensor: int
 
+    def __str__(self) -> str:
+        sizes = [f"{axis} {getattr(self, axis)}" for axis in AXES if getattr(self, axis) > 1]
+        return " × ".join(sizes) or "1 rank"
+
 
 def degrees(parallelism: Parallelism, world_size: int) -> Degrees:
     """`data: auto` takes what the other three leave of the world. Raises InvalidMesh with the arithmetic."""
@@ -40,7 +45,17 @@ def degrees(parallelism: Parallelism, world_size: int) -> Degrees:
 
 
 def build_mesh(wanted: Degrees, device: torch.device) -> DeviceMesh:
-    """Collective. Axes of one rank are left out, as each would cost a process group; `data` is always there."""
+    """Collective. Axes of one rank are left out, as each would cost a process group; `data` is always there, and
+    `shard` beside replicas of a model that is split: FSDP2 averages their gradients, as DDP takes no DTensor.
+    """
     sizes = {axis: getattr(wanted, axis) for axis in AXES}
-    axes = tuple(axis for axis in AXES if sizes[axis] > 1 or axis == "data")
+    needed = {"data"} | ({"shard"} if wanted.data > 1 and wanted.tensor > 1 else set())
+    axes = tuple(axis for axis in AXES if sizes[axis] > 1 or axis in needed)
     return init_device_mesh(device.type, tuple(sizes[axis] for axis in axes), mesh_dim_names=axes)
+
+
+def sample_ranks(mesh: DeviceMesh) -> dist.ProcessGroup:
+    """The ranks among which a global batch is shared out: those along data and shard. Collective."""
+    if "shard" not in (mesh.mesh_dim_names or ()):
+        return mesh.get_group("data")
+    return mesh["data", "shard"]._flatten("samples").get_group()

@@ -47,6 +47,7 @@ from bigmodel.trainer.checkpoint.checkpoints import Checkpoints, checkpoint_grou
 from bigmodel.trainer.checkpoint.state import State, unwrapped
 from bigmodel.trainer.errors import InvalidModel
 from bigmodel.trainer.notices import notices_of, outlive_sigterm
+from bigmodel.trainer.parallel import gather
 from bigmodel.trainer.process import choose_device, process_group, rank_of
 from bigmodel.trainer.publish import (
     PACKAGE,
@@ -288,21 +289,14 @@ def _random_like(tensor: Tensor) -> Tensor:
 
 def _unsharded(model: nn.Module, plain: nn.Module | None, rank: int) -> nn.Module | None:
     """A copy with whole parameters on the CPU, in evaluation mode; None but on rank 0. Collective for a sharded one."""
-    state = model.state_dict()
-    if any(isinstance(value, DTensor) for value in state.values()):
+    if any(isinstance(value, DTensor) for value in model.state_dict().values()):
         if plain is None:
             raise InvalidModel(
                 "the model is sharded (its parameters are DTensors) and cannot be exported as it is; give a new "
                 "instance of it: session.publish(model, inputs, plain=Model())"
             )
-        whole = {}
-        for name, value in state.items():  # one at a time: the whole model need not fit onto a GPU
-            tensor = value.full_tensor() if isinstance(value, DTensor) else value
-            whole[name] = tensor.cpu() if rank == 0 else None
-        if rank == 0:
-            plain = plain.cpu()
-            plain.load_state_dict(whole)
-        return plain.eval() if rank == 0 else None
+        whole = gather(model, plain, rank)
+        return whole.eval() if whole is not None else None
     return copy.deepcopy(model).cpu().eval() if rank == 0 else None
 
 

@@ -10,8 +10,8 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "the smallest service is served": ({"model": {"fromJob": {"name": "mlp"}}}, []),
     "every default of a job is served": (JobSpec(recipe=Recipe(name="mlp")).wire(), []),
     "a value of no use yet is named with those that are": (
-        {"recipe": {"name": "mlp", "precision": "bf16"}},
-        ["spec.recipe.precision: bf16 is not served by this version: use fp32"],
+        {"recipe": {"name": "mlp", "precision": "fp16"}},
+        ["spec.recipe.precision: fp16 is not served by this version: use fp32 or bf16"],
     ),
     "several values are of use": (
         {"recipe": {"name": "mlp", "loss": "bce"}},
@@ -35,10 +35,10 @@ CASES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ],
     ),
     "all of it is said at once": (
-        {"recipe": {"name": "mlp", "compile": True}, "parallelism": {"shard": 2}},
+        {"recipe": {"name": "mlp", "compile": True}, "parallelism": {"pipeline": 2}},
         [
             "spec.recipe.compile: true is not served by this version: use false",
-            "spec.parallelism.shard: 2 is not served by this version: use 1",
+            "spec.parallelism.pipeline: 2 is not served by this version: use 1",
         ],
     ),
     "a shape that no schema allows is somebody else's to refuse": ({"recipe": "mlp", "output": {"export": "onnx"}}, []),

@@ -12,7 +12,7 @@ on splits of other seeds.
 
 from collections.abc import Mapping
 from itertools import combinations_with_replacement
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from bigmodel.trainer.data.datasets import Dataset, digest_of_arrays
 from bigmodel.trainer.data.order import split
 from bigmodel.trainer.errors import InvalidRecipe
 from bigmodel.trainer.losses import OF_NUMBERS, loss_by_name, mae, mse
-from bigmodel.trainer.recipes.task import Samples, Task
+from bigmodel.trainer.recipes.task import Plan, Samples, Task
 
 DATA = "dataset://diabetes"
 COLUMNS = 10
@@ -105,8 +105,10 @@ def build(recipe: Recipe, data: Dataset) -> Task:
         )
         for name, chosen in (("train", train), ("validation", validation))
     }
+    model = model_of(recipe.parameters)
     return Task(
-        model=model_of(recipe.parameters),
+        model=model,
+        plan=plan_of(model.layers),
         build_model=model_of,
         train=samples["train"],
         validation=samples["validation"],
@@ -153,6 +155,15 @@ def build(recipe: Recipe, data: Dataset) -> Task:
             }
         ),
     )
+
+
+def plan_of(layers: nn.Sequential) -> Plan:
+    """Hidden layers are split in pairs, with ReLU and dropout between them; one without a partner stays whole."""
+    linear = [f"layers.{name}" for name, layer in layers.named_children() if isinstance(layer, nn.Linear)]
+    ways: dict[str, Literal["columns", "rows"]] = {}
+    for first, second in zip(linear[::2], linear[1::2], strict=False):
+        ways |= {first: "columns", second: "rows"}
+    return Plan(blocks=("layers",) if linear else (), tensor=ways)
 
 
 def polynomial_features(columns_NC: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

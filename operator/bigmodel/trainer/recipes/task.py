@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Generator, Tensor, nn
@@ -52,6 +52,24 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How a model may be taken apart, by the names of its modules. The default suits every model: FSDP2 shards it as
+    one unit, recomputation has nothing to recompute, and tensor parallelism is refused.
+
+    A recipe for a transformer of two layers: `Plan(blocks=("layers.0", "layers.1"), tensor={"layers.0.mlp.up":
+    "columns", "layers.0.mlp.down": "rows", …})`. What runs between the two is seen by each rank for its part of the
+    features only, so it must work on each feature alone.
+    """
+
+    # Large repeated parts, in the order in which they run: units of FSDP2 and of activation checkpointing. The rest
+    # of the model is one more unit of FSDP2.
+    blocks: tuple[str, ...] = ()
+    # Linear layers: `columns` splits what a layer gives (its result stays split), `rows` what it takes (a split input,
+    # a whole result). Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
+    tensor: Mapping[str, Literal["columns", "rows"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task:
     """`model` is what is served: it takes the signature's one input and answers in the unit of the targets."""
 
@@ -77,6 +95,7 @@ class Task:
     validation_digest: str
     # Metrics that are functions of the means above, not means themselves: val_rmse of val_mse.
     derived: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
+    plan: Plan = Plan()
     evaluations: int = 20  # over a whole run: fewer where validation is large beside training
 
     @property
