@@ -92,7 +92,7 @@ def _until(what: str, holds: Callable[[], Any]) -> Any:
     deadline = time.monotonic() + BOUND_SECONDS
     while not (answer := holds()):
         if time.monotonic() > deadline:
-            sys.exit(f"HANG: not within {BOUND_SECONDS:.0f} s: {what}")
+            raise TimeoutError(f"not within {BOUND_SECONDS:.0f} s: {what}")
         time.sleep(0.02)
     return answer
 
@@ -109,12 +109,14 @@ def _after(gang: Gang, fault: Callable[[], None]) -> dict[str, float]:
 
 
 def rank_killed(gang: Gang) -> dict[str, float]:
-    """Told by the launchers, since an exec takes longer than the recovery."""
-    known = len(gang.trains().get("incidents", []))
+    """Told by the launchers, since an exec takes longer than the recovery. Beyond the step of the last death: three at
+    one step are a crash loop.
+    """
+    died_at = max((i.get("step", 0) for i in gang.trains().get("incidents", [])), default=0)
+    _until(f"a step beyond {died_at}", lambda: gang.trains()["step"] > died_at)
     at = time.time()
     gang.exec(1, KILL_RANKS)
     incident = gang.trains(since=at)["incidents"][-1]
-    assert known <= 10
     return {"seconds": incident["recoverySeconds"], "steps_lost": incident.get("step", 0) - incident["resumedFromStep"]}
 
 
@@ -243,6 +245,9 @@ def _job(client: Client) -> Iterator[Gang]:
             a_job(recipe=RECIPE, checkpoint={"everySteps": 500}, failurePolicy=BUDGETS),
         )
         yield Gang(namespace, client)
+    except TimeoutError as error:
+        print(namespace.kubectl("get", "bmj,pods", "-o", "yaml"), file=sys.stderr)
+        sys.exit(f"HANG: {error}")
     finally:
         kubectl("delete", "namespace", namespace.name, "--wait=false")
 
