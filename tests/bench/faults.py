@@ -30,9 +30,7 @@ from tests.cluster.control_plane import SERVER
 from tests.cluster.kubectl import get, kubectl
 from tests.cluster.layout import CERTIFICATES
 from tests.demo.install import STORE_SECRET, SYSTEM_NAMESPACE
-from tests.e2e.test_faults import KILL_RANKS
-from tests.e2e.test_life import STOP_A_RANK
-from tests.e2e.user import Namespace, a_job
+from tests.e2e.user import Namespace, a_job, signals_its_rank
 
 RECIPE = {"name": "mlp", "parameters": {"hidden": [16]}, "steps": 10_000_000}
 BUDGETS = {"maxRestarts": 1000, "maxInfrastructureRestarts": 10_000, "maxHangRestarts": 1000}
@@ -115,7 +113,7 @@ def rank_killed(gang: Gang) -> dict[str, float]:
     died_at = max((i.get("step", 0) for i in gang.trains().get("incidents", [])), default=0)
     _until(f"a step beyond {died_at}", lambda: gang.trains()["step"] > died_at)
     at = time.time()
-    gang.exec(1, KILL_RANKS)
+    gang.exec(1, signals_its_rank("SIGKILL"))
     incident = gang.trains(since=at)["incidents"][-1]
     return {"seconds": incident["recoverySeconds"], "steps_lost": incident.get("step", 0) - incident["resumedFromStep"]}
 
@@ -143,7 +141,7 @@ def hang(gang: Gang) -> dict[str, float]:
     """From the last step to acting, and to the next step."""
     gang.trains()
     at = time.time()
-    gang.exec(1, STOP_A_RANK)
+    gang.exec(1, signals_its_rank("SIGSTOP"))
     told = gang.trains(since=at)
     incident = told["incidents"][-1]
     lost = incident.get("step", 0) - incident["resumedFromStep"]

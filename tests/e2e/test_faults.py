@@ -6,26 +6,9 @@ from typing import Any
 
 from tests.cluster.kubectl import kubectl
 from tests.demo.install import SYSTEM_NAMESPACE
-from tests.e2e.user import Namespace, a_job, a_service, condition, eventually
+from tests.e2e.user import Namespace, a_job, a_service, condition, eventually, signals_its_rank
 
 LONG = {"name": "mlp", "parameters": {"hidden": [16]}, "steps": 100_000}
-
-# Ranks are forks of the fork server; at index 1 it has no other children.
-KILL_RANKS = r"""
-import os, signal
-commands, parents = {}, {}
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        commands[pid] = open(f"/proc/{pid}/cmdline").read()
-        parents[pid] = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
-    except OSError:
-        continue  # it ended meanwhile
-servers = [pid for pid, command in commands.items() if "forkserver" in command]
-ranks = [pid for pid in servers if parents[pid] in servers]
-assert ranks, "no rank runs here"
-for rank in ranks:
-    os.kill(int(rank), signal.SIGKILL)
-"""
 
 
 def _trains(namespace: Namespace, name: str = "mlp", beyond: int = 0) -> int | None:
@@ -60,7 +43,7 @@ def test_a_killed_rank_is_healed_in_place(namespace: Namespace) -> None:
     before = eventually("it trains", lambda: _trains(namespace), 120)
     pods = {p["metadata"]["name"]: p["metadata"]["uid"] for p in namespace.items("pods")}
     name = _pod(namespace, 1)["metadata"]["name"]
-    namespace.kubectl("exec", name, "--", "python3", "-c", KILL_RANKS)
+    namespace.kubectl("exec", name, "--", "python3", "-c", signals_its_rank("SIGKILL"))
 
     def healed() -> bool:
         job = namespace.get("bmj", "mlp")

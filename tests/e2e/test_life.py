@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from tests.e2e.user import Namespace, a_job, condition, eventually
+from tests.e2e.user import Namespace, a_job, condition, eventually, signals_its_rank
 
 SMALL = {"name": "mlp", "parameters": {"hidden": [16]}, "steps": 200_000}
 SAVING = {"recipe": SMALL, "checkpoint": {"everySteps": 500}}
@@ -91,27 +91,12 @@ def test_an_evicted_pod_saves_first_and_costs_no_step(namespace: Namespace) -> N
     assert status["restarts"] == {"program": 0, "infrastructure": 1, "hang": 0, "total": 1}
 
 
-STOP_A_RANK = r"""
-import os, signal
-parents, commands = {}, {}
-for pid in filter(str.isdigit, os.listdir("/proc")):
-    try:
-        commands[pid] = open(f"/proc/{pid}/cmdline").read()
-        parents[pid] = open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
-    except OSError:
-        continue  # it ended meanwhile
-servers = [pid for pid, command in commands.items() if "forkserver" in command]
-ranks = [pid for pid in servers if parents[pid] in servers]
-os.kill(int(ranks[0]), signal.SIGSTOP)
-"""
-
-
 def test_a_silent_hang_leaves_stacks_and_is_restarted(namespace: Namespace) -> None:
     """C26: found by the steps that are not made, in seconds."""
     namespace.apply(a_job(**SAVING))
     before = _trains_beyond(namespace, 500)
     pod = namespace.items("pods", "bigmodel.io/job=mlp,bigmodel.io/index=1")[0]["metadata"]["name"]
-    namespace.kubectl("exec", pod, "--", "python3", "-c", STOP_A_RANK)
+    namespace.kubectl("exec", pod, "--", "python3", "-c", signals_its_rank("SIGSTOP"))
     eventually("the hang is counted", lambda: _status(namespace)["restarts"]["hang"] == 1, 60)
     _trains_beyond(namespace, before)
     hang = next(i for i in _status(namespace)["incidents"] if i["cause"] == "Hang")

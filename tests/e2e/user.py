@@ -95,3 +95,23 @@ def a_service(name: str = "mlp", job: str = "mlp", **spec: Any) -> dict[str, Any
         "metadata": {"name": name},
         "spec": source | spec,
     }
+
+
+def signals_its_rank(signal: str) -> str:
+    """A Python program for a training pod of index 1 and one rank: sends that rank the signal of this name.
+
+    Ranks are forks of the fork server, which has no other children there.
+    """
+    return f"""
+import os, signal
+commands, parents = {{}}, {{}}
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        commands[pid] = open(f"/proc/{{pid}}/cmdline").read()
+        parents[pid] = open(f"/proc/{{pid}}/stat").read().rpartition(")")[2].split()[1]
+    except OSError:
+        continue  # it ended meanwhile
+servers = [pid for pid, command in commands.items() if "forkserver" in command]
+[rank] = [pid for pid in servers if parents[pid] in servers]
+os.kill(int(rank), signal.{signal})
+"""
