@@ -161,7 +161,7 @@ async def test_users_requests_are_counted_without_the_verifier_s_own(verified: P
 
 async def test_a_death_under_traffic_is_an_error_and_counters_go_on(verified: Pod) -> None:
     """B21: counters that begin anew give no negative and no false pass."""
-    verified.verifier.verdict(WATCH)
+    await verified.until(lambda: verified.verifier.verdict(WATCH).windows[0].golden > 0)  # the window has begun
     verified.triton.count = Counters(1000, 0, 0.25)
     await verified.until(lambda: verified.verifier.verdict(WATCH).windows[0].requests > 900)
     verified.triton.trouble = STARTING
