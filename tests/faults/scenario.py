@@ -339,6 +339,7 @@ VARYING = (
     "goodput",
     "progress",
     "recoverySeconds",
+    "timings",
     "clusterIP",
     "clusterIPs",
     "nodeName",
@@ -367,11 +368,13 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 HASH = re.compile(r"\b[0-9a-f]{16,64}\b")
 ADDRESS = re.compile(r"\b127\.\d+\.\d+\.\d+\b")
 LASTING = re.compile(r"\b\d+(\.\d+)? ?(ms|s|m|min|minutes|seconds)\b")
+TIMINGS = re.compile(r'\\"timings\\":\{[^}]*\},?')  # within an annotation, which is JSON in a string
 
 
 def _normal(text: str, metadata: Manifest) -> str:
     text = text.replace(metadata["namespace"], "NAMESPACE")
     text = text.replace(names.short_uid(metadata["uid"]), "short")
+    text = TIMINGS.sub("", text)
     for pattern, word in ((UUID, "UID"), (TIME, "TIME"), (HASH, "HASH"), (ADDRESS, "IP"), (LASTING, "A WHILE")):
         text = pattern.sub(word, text)
     return text
